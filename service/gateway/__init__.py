@@ -1,0 +1,1 @@
+"""Clients come in here: SignalR over WebSocket, negotiation, connection tokens."""

@@ -1,0 +1,1 @@
+"""The SignalR hub protocol with no I/O: bytes in, messages out; messages in, bytes out."""
