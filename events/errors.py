@@ -88,7 +88,7 @@ class Refused(HublogError):
 
 class InvalidName(Refused):
     code = "invalid_name"
-    hint = "Names are 1 to 256 bytes of UTF-8; hubs match ^[a-z0-9][a-z0-9-]{0,31}$."
+    hint = "Names are 1 to 256 bytes of UTF-8 without NUL; hubs match ^[a-z0-9][a-z0-9-]{0,31}$."
 
 
 class InvalidPosition(Refused):

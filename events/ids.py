@@ -63,13 +63,15 @@ def is_epoch(text: str) -> bool:
 
 
 def parse_name(text: str, what: str) -> str:
-    """A group's or user's name: 1 to 256 bytes of UTF-8, any characters. Raises: InvalidName."""
+    """A group's or user's name: 1 to 256 bytes of UTF-8, no NUL. Raises: InvalidName."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
         raise InvalidName(f"the {what} holds a lone surrogate") from None
     if not 1 <= size <= NAME_BYTES_MAX:
         raise InvalidName(f"the {what} has {size} bytes")
+    if "\0" in text:
+        raise InvalidName(f"the {what} holds a NUL character")
     return text
 
 

@@ -1,7 +1,7 @@
 """The log as the rest of the service sees it: duties, not drivers.
 
-Two faces over one connection: ``EventLog`` writes and reads what is stored, ``LiveFeed`` hears what is being stored. Both
-speak subjects of ``events.subjects`` (always the ``ev.`` form) and raise only errors of ``events.errors``. Every
+Two faces over one connection: ``EventLog`` writes and reads what is stored, ``LiveFeed`` hears what is being stored.
+Both speak subjects of ``events.subjects`` (always the ``ev.`` form) and raise only errors of ``events.errors``. Every
 implementation passes ``tests/contract``.
 """
 
@@ -34,8 +34,8 @@ OnMessage = Callable[[str, int, int, bytes], None]
 class EventLog(Protocol):
     """P partitions, each a totally ordered, durable sequence of events.
 
-    Conditional subjects (``.s.<id>.log``, ``.r.<code>``) are written by :meth:`append` only, all others by :meth:`submit`
-    or :meth:`publish` only: mixing them on one subject is unsound (ADR 0004).
+    Conditional subjects (``.s.<id>.log``, ``.r.<code>``) are written by :meth:`append` only, all others by
+    :meth:`submit` or :meth:`publish` only: mixing them on one subject is unsound (ADR 0004).
     """
 
     @property
@@ -50,17 +50,17 @@ class EventLog(Protocol):
         Returns the sequence of the last of them (they are contiguous). An unclear outcome is resolved by reading back
         and comparing event ids before this returns.
 
-        Raises: Conflict (the subject moved; re-read and re-decide), LogUnavailable (not stored), LogOverloaded, LogFull,
-        OutcomeUnknown (could not be resolved in time).
+        Raises: Conflict (the subject moved; re-read and re-decide), LogUnavailable (not stored), LogOverloaded,
+        LogFull, OutcomeUnknown (could not be resolved in time).
         """
         ...
 
     def submit(self, subject: str, event: NewEvent, done: Done) -> None:
         """Write one event unconditionally; ``done`` is called exactly once, on the loop, with where it is or why not.
 
-        Events submitted to one partition are stored in the order of the calls: one lane, first in, first out. An unclear
-        outcome is resolved by publishing the same id again until answered, at most ``PUBLISH_DEADLINE_S``. What was never
-        sent while the connection is down is refused at once as LogUnavailable. Makes no task.
+        Events submitted to one partition are stored in the order of the calls: one lane, first in, first out. An
+        unclear outcome is resolved by publishing the same id again until answered, at most ``PUBLISH_DEADLINE_S``.
+        What was never sent while the connection is down is refused at once as LogUnavailable. Makes no task.
         """
         ...
 
@@ -89,17 +89,18 @@ class EventLog(Protocol):
         ...
 
     def read(self, subject: str, first: int, last: int) -> AsyncIterator[Recorded]:
-        """The events of one subject (literal, or with wildcards, e.g. ``ev.0.>``) with first ≤ sequence ≤ last, ascending.
+        """The events of one subject (or a wildcard, e.g. ``ev.0.>``) with first ≤ sequence ≤ last, in order.
 
         Reads until it covers ``last``: a replica that lags is waited for. Raises: LogUnavailable.
         """
         ...
 
     def follow(self, partition: int, after: int, *, batch_max: int = 1_000) -> AsyncIterator[list[Recorded]]:
-        """Every event of a partition with sequence > ``after``, ascending, in batches, for ever; for projections and tail.
+        """Every event of a partition with sequence > ``after``, in order, in batches, for ever.
 
         Yields an empty list when nothing came for a second, so that callers can look up. Survives reconnects. Raises
-        LogRegressed when the stream is shorter than ``after``, was made anew, or a sequence is missing that should be there.
+        LogRegressed when the stream is shorter than ``after``, was made anew, or a sequence is missing that should be
+        there.
         """
         ...
 
