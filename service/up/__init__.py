@@ -1,0 +1,1 @@
+"""The embedded default: real servers and the service's own processes under one supervisor."""
