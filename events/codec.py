@@ -1,7 +1,7 @@
 """Bytes to events and back: tags, versions, upcasters.
 
-A tag (``session.opened.v1``) never changes its meaning. A new shape gets a new tag, and an upcaster lifts the old one to
-it, one version at a time. ``tests/golden`` keeps the bytes of every tag ever written.
+A tag (``session.opened.v1``) never changes its meaning. A new shape gets a new tag, and an upcaster lifts the old one
+to it, one version at a time. ``tests/golden`` keeps the bytes of every tag ever written.
 """
 
 from collections.abc import Callable
