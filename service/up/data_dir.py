@@ -34,7 +34,7 @@ class DataDir:
         self.processes_file = root / "processes.json"
 
     @classmethod
-    async def claim(cls, root: Path) -> Self:
+    async def claim(cls, root: Path, *, patience_s: float = LOCK_PATIENCE_S) -> Self:
         """Make the directory where it is missing, and take it for ourselves.
 
         Raises: Misconfigured when it cannot be written or is in use.
@@ -49,7 +49,7 @@ class DataDir:
                 "choose another with --data-dir or HUBLOG_DATA_DIR"
             ) from exc
         try:
-            await _lock(lock_fd, root)
+            await _lock(lock_fd, root, patience_s)
             data_dir = cls(root, lock_fd)
             for folder in (data_dir.nats, data_dir.postgres, data_dir.logs):
                 folder.mkdir(mode=0o700, exist_ok=True)
@@ -95,8 +95,8 @@ def write_private(path: Path, content: bytes, *, new: bool = False) -> None:
         draft.replace(path)
 
 
-async def _lock(lock_fd: int, root: Path) -> None:
-    give_up_at = time.monotonic() + LOCK_PATIENCE_S
+async def _lock(lock_fd: int, root: Path, patience_s: float) -> None:
+    give_up_at = time.monotonic() + patience_s
     while True:
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
