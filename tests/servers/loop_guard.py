@@ -1,4 +1,4 @@
-"""Notices calls that stop an event loop: sleeping, resolving, connecting, waiting for a process, in the loop's thread."""
+"""Notices calls that stop an event loop: sleeping, resolving, connecting, waiting for a process."""
 
 import asyncio
 import functools

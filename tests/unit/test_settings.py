@@ -1,0 +1,120 @@
+"""Settings: defaults, every mistake named at once, what each role needs, secrets that stay hidden."""
+
+from pathlib import Path
+
+import pytest
+
+from events.errors import Misconfigured
+from events.ids import b64url
+from service.settings import Secret, Settings, markdown_table, variables
+
+KEY = b64url(bytes(32))
+SERVERS = {"HUBLOG_NATS_URL": "nats://u:pw@127.0.0.1:4222", "HUBLOG_POSTGRES_DSN": "postgresql://h@/h?host=/tmp"}
+COMPLETE = {**SERVERS, "HUBLOG_AUTH": "none", "HUBLOG_SECRETS": KEY}
+
+
+def mistakes(environ: dict[str, str], role: str = "gateway") -> list[str]:
+    with pytest.raises(Misconfigured) as refusal:
+        Settings.read(environ, role)
+    return refusal.value.message.splitlines()
+
+
+def test_up_needs_nothing() -> None:
+    settings = Settings.read({"PATH": "/bin"}, "up")
+    assert (settings.partitions, settings.host, settings.gateway_port) == (1, "127.0.0.1", 8000)
+    assert (settings.max_age_s, settings.duplicate_window_s, settings.message_bytes_max) == (604_800, 120, 32_768)
+
+
+def test_values_are_read_with_their_units() -> None:
+    settings = Settings.read(
+        {**COMPLETE, "HUBLOG_MAX_AGE": "2h", "HUBLOG_OUTBOX_BYTES_MAX": "2MiB", "HUBLOG_DATA_DIR": "/x"}, "gateway"
+    )
+    assert (settings.max_age_s, settings.outbox_bytes_max, settings.data_dir) == (7200, 2 * 1024**2, Path("/x"))
+
+
+def test_every_mistake_is_named_at_once() -> None:
+    found = mistakes(
+        {"HUBLOG_PARTITIONS": "0", "HUBLOG_MAX_AGE": "soon", "HUBLOG_HOST": "0.0.0.0", "HUBLOG_GATEWAYPORT": "1"}
+    )
+    assert [line.split()[0] for line in found] == [
+        "HUBLOG_GATEWAYPORT",
+        "HUBLOG_HOST",
+        "HUBLOG_MAX_AGE",
+        "HUBLOG_PARTITIONS",
+        "HUBLOG_NATS_URL",
+        "HUBLOG_AUTH",
+        "HUBLOG_SECRETS",
+    ]
+    assert "did you mean HUBLOG_GATEWAY_PORT?" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("role", "needed"),
+    [
+        ("up", set()),
+        ("gateway", {"HUBLOG_NATS_URL", "HUBLOG_AUTH", "HUBLOG_SECRETS"}),
+        ("projector", {"HUBLOG_NATS_URL", "HUBLOG_POSTGRES_DSN", "HUBLOG_AUTH"}),
+        ("api", {"HUBLOG_NATS_URL", "HUBLOG_POSTGRES_DSN", "HUBLOG_AUTH"}),
+        ("migrate", {"HUBLOG_NATS_URL", "HUBLOG_POSTGRES_DSN"}),
+        ("tail", {"HUBLOG_NATS_URL"}),
+    ],
+)
+def test_each_role_says_what_it_needs(role: str, needed: set[str]) -> None:
+    missing = {line.split()[0] for line in mistakes({}, role)} if needed else set()
+    assert missing == needed
+    Settings.read({name: value for name, value in COMPLETE.items() if name in needed}, role)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_loopback_is_served(host: str) -> None:
+    assert Settings.read({**COMPLETE, "HUBLOG_HOST": host}, "gateway").host == host
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.com"])
+def test_beyond_loopback_is_refused(host: str) -> None:
+    assert mistakes({**COMPLETE, "HUBLOG_HOST": host})[0].startswith("HUBLOG_HOST must be a loopback address")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HUBLOG_AUTH", "jwt"),
+        ("HUBLOG_NATS_SYNC", "never"),
+        ("HUBLOG_GATEWAY_PORT", "tcp://10.0.0.1:8000"),
+        ("HUBLOG_GATEWAY_PORT", "65536"),
+        ("HUBLOG_DRAIN", "-1"),
+        ("HUBLOG_DRAIN", "nan"),
+        ("HUBLOG_OUTBOX_BYTES_MAX", "1GB"),
+        ("HUBLOG_NODE", "a b"),
+        ("HUBLOG_ALLOWED_ORIGINS", "example.com"),
+        ("HUBLOG_SESSION_MANAGER", "module"),
+        ("HUBLOG_CLIENT_TIMEOUT", "10"),
+        ("HUBLOG_DUPLICATE_WINDOW", ""),
+    ],
+)
+def test_bad_values_are_refused_by_name(name: str, value: str) -> None:
+    assert mistakes({**COMPLETE, name: value})[0].startswith(f"{name} must be")
+
+
+@pytest.mark.parametrize("value", ["short", KEY + ",", KEY + "!", f"{KEY},abcd"])
+def test_bad_secrets_are_refused_without_being_shown(value: str) -> None:
+    (line,) = mistakes({**COMPLETE, "HUBLOG_SECRETS": value})
+    assert line == "HUBLOG_SECRETS must be keys of 32 bytes in base64url, joined by commas"
+
+
+def test_secrets_are_masked_wherever_settings_are_shown() -> None:
+    settings = Settings.read(COMPLETE, "gateway")
+    assert KEY not in repr(settings)
+    assert "pw" not in f"{settings.nats_url} {settings!r}"
+    assert settings.secrets == Secret(KEY)
+
+
+def test_the_name_of_a_node_is_the_hosts_and_the_index_unless_given() -> None:
+    assert Settings.read(COMPLETE, "gateway").node_name(3).endswith("-3")
+    assert Settings.read({**COMPLETE, "HUBLOG_NODE": "east-1"}, "gateway").node_name(3) == "east-1"
+
+
+def test_every_setting_is_documented_in_the_table() -> None:
+    rows = [line for line in markdown_table().splitlines() if line.startswith("| `HUBLOG_")]
+    assert [row.split("`")[1] for row in rows] == [variable.name for variable in variables().values()]
+    assert all(variable.doc.endswith(".") for variable in variables().values())
