@@ -1,0 +1,75 @@
+"""What operators and orchestrators ask a process: ``/livez``, ``/readyz``, ``/metrics``, on a port of its own.
+
+Owns those three routes, and serving an application on an address with an error that names the setting. It refuses to
+know what readiness depends on: the composition root hands in named checks.
+"""
+
+import asyncio
+import errno
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import msgspec
+from aiohttp import web
+
+from events.errors import Misconfigured
+from service.telemetry import EXPOSITION_TYPE, Metrics
+
+CHECK_TIMEOUT_S = 2.0
+STOP_TIMEOUT_S = 1.0
+
+Check = Callable[[], str | Awaitable[str | None] | None]
+"""None when all is well, else what is wrong, in words."""
+
+
+def admin_app(metrics: Metrics, checks: Mapping[str, Check]) -> web.Application:
+    """The three routes. ``/livez`` answers as long as the loop turns; ``/readyz`` runs every check and says why not."""
+
+    async def livez(_request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_request: web.Request) -> web.Response:
+        found = await asyncio.gather(*(_run(check) for check in checks.values()))
+        wrong = {name: why for name, why in zip(checks, found, strict=True) if why is not None}
+        body = {"ready": not wrong, "checks": {name: wrong.get(name, "ok") for name in checks}}
+        return web.Response(
+            status=503 if wrong else 200, body=msgspec.json.encode(body), content_type="application/json"
+        )
+
+    async def exposition(_request: web.Request) -> web.Response:
+        return web.Response(body=metrics.exposition(), headers={"Content-Type": EXPOSITION_TYPE})
+
+    app = web.Application()
+    app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", exposition)])
+    return app
+
+
+async def _run(check: Check) -> str | None:
+    try:
+        found = check()
+        return await asyncio.wait_for(found, CHECK_TIMEOUT_S) if inspect.isawaitable(found) else found
+    except TimeoutError:
+        return f"no answer within {CHECK_TIMEOUT_S:g} s"
+    except Exception as exc:  # noqa: BLE001 a check that fails is an answer too
+        return f"{type(exc).__name__}: {exc}"
+
+
+@asynccontextmanager
+async def serving(app: web.Application, host: str, port: int, *, setting: str) -> AsyncIterator[int]:
+    """Serve until left; gives the port, chosen by the system where ``port`` is 0.
+
+    Raises: Misconfigured naming ``setting`` when the address cannot be had.
+    """
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_TIMEOUT_S)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port, reuse_address=True)
+        try:
+            await site.start()
+        except OSError as exc:
+            what = "is taken" if exc.errno == errno.EADDRINUSE else f"cannot be had ({exc.strerror})"
+            raise Misconfigured(f"port {port} on {host} {what}; free it, or set {setting}") from exc
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()

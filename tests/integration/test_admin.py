@@ -1,0 +1,97 @@
+"""The admin port over real HTTP, and what logs look like."""
+
+import io
+import json
+import logging
+
+import aiohttp
+import pytest
+import structlog
+
+from events.errors import Misconfigured
+from service.admin import admin_app, serving
+from service.telemetry import Metrics, configure_logging
+
+
+async def get(url: str) -> tuple[int, str]:
+    async with aiohttp.ClientSession() as session, session.get(url) as answer:
+        return answer.status, await answer.text()
+
+
+@pytest.fixture
+def metrics():
+    metrics = Metrics("gateway", "n-0")
+    yield metrics
+    metrics.shutdown()
+
+
+async def test_readiness_says_why_not_and_recovers_by_itself(metrics: Metrics) -> None:
+    trouble: dict[str, str | None] = {"nats": "disconnected for 3 s"}
+
+    async def schema() -> str | None:
+        return None
+
+    app = admin_app(metrics, {"nats": lambda: trouble["nats"], "schema": schema})
+    async with serving(app, "127.0.0.1", 0, setting="HUBLOG_ADMIN_PORT") as port:
+        status, body = await get(f"http://127.0.0.1:{port}/readyz")
+        assert status == 503
+        assert json.loads(body) == {"ready": False, "checks": {"nats": "disconnected for 3 s", "schema": "ok"}}
+        assert (await get(f"http://127.0.0.1:{port}/livez"))[0] == 200
+        trouble["nats"] = None
+        assert (await get(f"http://127.0.0.1:{port}/readyz"))[0] == 200
+
+
+async def test_a_check_that_fails_is_an_answer(metrics: Metrics) -> None:
+    def broken() -> str | None:
+        raise RuntimeError("no idea")
+
+    async with serving(admin_app(metrics, {"x": broken}), "127.0.0.1", 0, setting="HUBLOG_ADMIN_PORT") as port:
+        status, body = await get(f"http://127.0.0.1:{port}/readyz")
+    assert (status, json.loads(body)["checks"]["x"]) == (503, "RuntimeError: no idea")
+
+
+async def test_metrics_show_plain_numbers_as_they_are_now(metrics: Metrics) -> None:
+    counted = {"deliveries": 0}
+    metrics.counter("hublog_deliveries", "Frames handed to sockets.", lambda: counted["deliveries"])
+    metrics.gauge("hublog_sessions", "Sessions here.", lambda: [({"state": "active"}, 2), ({"state": "detached"}, 1)])
+    async with serving(admin_app(metrics, {}), "127.0.0.1", 0, setting="HUBLOG_ADMIN_PORT") as port:
+        counted["deliveries"] = 41
+        await get(f"http://127.0.0.1:{port}/metrics")
+        counted["deliveries"] = 42
+        _, text = await get(f"http://127.0.0.1:{port}/metrics")
+    assert "hublog_deliveries_total 42.0" in text
+    assert 'hublog_sessions{state="active"} 2.0' in text
+    assert 'hublog_sessions{state="detached"} 1.0' in text
+
+
+async def test_a_taken_port_is_named_with_its_setting(metrics: Metrics) -> None:
+    async with serving(admin_app(metrics, {}), "127.0.0.1", 0, setting="HUBLOG_ADMIN_PORT") as port:
+        with pytest.raises(Misconfigured, match=rf"port {port} on 127.0.0.1 is taken.*HUBLOG_ADMIN_PORT"):
+            async with serving(admin_app(metrics, {}), "127.0.0.1", port, setting="HUBLOG_ADMIN_PORT"):
+                raise AssertionError("it must not serve")
+
+
+@pytest.fixture
+def log_output():
+    output = io.StringIO()
+    root = logging.getLogger()
+    before = (root.level, root.handlers[:])
+    configure_logging("info", process="gateway-0", stream=output)
+    yield output
+    root.setLevel(before[0])
+    root.handlers[:] = before[1]
+    structlog.reset_defaults()
+
+
+def test_outside_a_terminal_every_line_is_json(log_output: io.StringIO) -> None:
+    structlog.get_logger().info("session_opened", session_id="s1", position="abcd.0-1")
+    structlog.get_logger().debug("not_shown")
+    try:
+        raise ValueError("inner")
+    except ValueError:
+        logging.getLogger("some.library").exception("it failed")
+    first, second = map(json.loads, log_output.getvalue().splitlines())
+    shown = {name: first[name] for name in ("event", "process", "level", "session_id")}
+    assert shown == {"event": "session_opened", "process": "gateway-0", "level": "info", "session_id": "s1"}
+    assert second["event"] == "it failed"
+    assert second["exception"][0]["exc_value"] == "inner"
