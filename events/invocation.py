@@ -104,5 +104,10 @@ def check_key(key: str) -> str:
 
 
 def same_call(one: Requested, other: Requested) -> bool:
-    """Whether two requests under one key are the same call."""
-    return one == other
+    """Whether two requests under one key are the same call: as asked, whichever session of the user asks."""
+    return (one.target, one.arguments, one.selector, one.ttl_ms) == (
+        other.target,
+        other.arguments,
+        other.selector,
+        other.ttl_ms,
+    )

@@ -1,0 +1,321 @@
+"""One dispatcher per partition: what comes by in the feed goes to local connections, in sequence, or not at all.
+
+A dispatcher is *live* or *held*. Live, it delivers as messages come, and checks that each continues its subject's
+chain. Held, it delivers nothing and collects what comes, until ``repair`` has read from the log what was missed. No
+session is given a sequence below one it was given; where that can no longer be kept, the session is told of a hole.
+
+Hot path: one decode and one encoding per event, one write per receiver; no task, no log line.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import msgspec
+import structlog
+
+from events import codec, session
+from events.errors import HublogError
+from service.delivery.interest import Chain, Interest, Receiver
+from service.log.port import EventLog, LiveFeed
+
+BUFFER_MESSAGES_MAX = 50_000  # collected while held; beyond it the buffer is dropped and read from the log instead
+BUFFER_BYTES_MAX = 64 * 1024 * 1024
+
+REQUESTED = "invocation.requested.v1"
+
+# (target, arguments) -> one frame, the same bytes for every connection of a kind.
+Encode = Callable[[str, bytes], bytes]
+
+_log = structlog.get_logger(__name__)
+
+
+class _Call(msgspec.Struct):
+    """As much of ``invocation.Requested`` as delivery needs."""
+
+    target: str
+    arguments: msgspec.Raw = msgspec.Raw(b"[]")
+    sessions: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+class _Written(msgspec.Struct):
+    type: str
+    data: _Call
+
+
+class _Typed(msgspec.Struct):
+    type: str
+
+
+_written = msgspec.json.Decoder(_Written)
+_typed = msgspec.json.Decoder(_Typed)
+
+
+class Counters:
+    """Plain ints, exported by observable instruments."""
+
+    __slots__ = ("deliveries", "events", "holds", "holes", "repaired", "tail_repairs", "unreadable")
+
+    def __init__(self) -> None:
+        self.events = 0
+        self.deliveries = 0
+        self.holds = 0
+        self.holes = 0
+        self.repaired = 0
+        self.tail_repairs = 0
+        self.unreadable = 0
+
+
+class Dispatcher:
+    """The delivery of one partition on one node."""
+
+    def __init__(self, partition: int, log: EventLog, feed: LiveFeed, encode: Encode) -> None:
+        self.partition = partition
+        self.log = log
+        self.feed = feed
+        self.counters = Counters()
+        self.interest = Interest(feed, self.hear)
+        self.position = 0  # the highest sequence dispatched
+        self.live = True
+        self.held_since_s = 0.0
+        self._encode = encode
+        # None: everything may have been missed. Else only these chains must be read.
+        self.scope: set[Chain] | None = set()
+        self._buffer: deque[tuple[Chain, int, int, bytes]] = deque()
+        self._buffer_bytes = 0
+        self.overflowed = False
+        self._wake = asyncio.Event()
+
+    # ---------------------------------------------------------------- hot path
+
+    def hear(self, chain: Chain, sequence: int, previous: int, payload: bytes) -> None:
+        """A message of the feed."""
+        if not self.live:
+            self._collect(chain, sequence, previous, payload)
+            return
+        if sequence <= chain.known:
+            return
+        if sequence <= self.position or (previous > chain.known and chain.members):
+            self.hold("chain", None)
+            self._collect(chain, sequence, previous, payload)
+            return
+        chain.known = chain.last = sequence
+        self.position = sequence
+        if chain.members:
+            self.dispatch(chain, sequence, payload, 0)
+
+    def dispatch(self, chain: Chain, sequence: int, payload: bytes, stored_at_us: int) -> None:
+        """Apply one event to the local connections. ``stored_at_us`` is 0 where the feed does not tell."""
+        if chain.kind == "log":
+            self._apply(chain, sequence, payload, stored_at_us)
+            return
+        self.counters.events += 1
+        try:
+            call = _written.decode(payload).data
+        except (msgspec.DecodeError, UnicodeError):
+            self._not_a_call(chain, sequence, payload)
+            return
+        frame = self._encode(call.target, bytes(call.arguments))
+        members = chain.members if chain.kind != "many" else self._many(chain, call)
+        without = frozenset(call.without) if call.without else None
+        delivered = 0
+        for receiver in list(members.values()) if without is None else _spared(members, without):
+            if receiver.delivered < sequence:
+                receiver.delivered = sequence
+                receiver.outbox.write(frame)
+                delivered += 1
+        self.counters.deliveries += delivered
+
+    # ---------------------------------------------------------------- late events, found by a repair
+
+    def dispatch_late(self, chain: Chain, sequence: int, payload: bytes, stored_at_us: int) -> None:
+        """An event that others have overtaken: deliver it where nothing later was delivered, else tell of the hole."""
+        if chain.kind == "log":
+            self._apply(chain, sequence, payload, stored_at_us)
+            return
+        try:
+            call = _written.decode(payload).data
+        except (msgspec.DecodeError, UnicodeError):
+            self._not_a_call(chain, sequence, payload)
+            return
+        frame = self._encode(call.target, bytes(call.arguments))
+        for receiver in list(self._concerned(chain, call, sequence).values()):
+            if receiver.session in call.without:
+                continue
+            if receiver.delivered < sequence:
+                receiver.delivered = sequence
+                receiver.outbox.write(frame)
+                self.counters.deliveries += 1
+            else:
+                self.hole(receiver, sequence)
+
+    def hole(self, receiver: Receiver, sequence: int) -> None:
+        """Something that a session had to receive can no longer be delivered in order."""
+        self.counters.holes += 1
+        receiver.on_hole(sequence)
+
+    # ---------------------------------------------------------------- live and held
+
+    def hold(self, reason: str, scope: Iterable[Chain] | None) -> None:
+        """Deliver nothing until what may be missing was read: of these chains, or (None) of all."""
+        if scope is None:
+            self.scope = None
+        elif self.scope is not None:
+            self.scope.update(scope)
+        if self.live:
+            self.live = False
+            self.held_since_s = time.monotonic()
+            self.counters.holds += 1
+            if scope is None:
+                _log.info("delivery.held", partition=self.partition, reason=reason)
+        self._wake.set()
+
+    def begin_round(self) -> set[Chain] | None:
+        """Start collecting anew; returns the scope to read."""
+        scope, self.scope = self.scope, set()
+        self._buffer.clear()
+        self._buffer_bytes = 0
+        self.overflowed = False
+        return scope
+
+    def go_live(self, up_to: int) -> None:
+        """Everything up to ``up_to`` is dispatched: go on with what was collected behind it."""
+        self.position = max(self.position, up_to)
+        self.live = True
+        waiting, self._buffer, self._buffer_bytes = self._buffer, deque(), 0
+        while waiting:
+            chain, sequence, previous, payload = waiting.popleft()
+            # If this holds the dispatcher again, the rest is collected again, in order.
+            if chain.hub.chains.get(chain.subject) is chain:
+                self.hear(chain, sequence, previous, payload)
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is left to read: the dispatcher may go live."""
+        return not self.overflowed and self.scope is not None and not self.scope
+
+    async def held(self) -> None:
+        """Return when the dispatcher is held and its feed is connected, so that a repair can begin."""
+        while self.live or not self.feed.connected:
+            self._wake.clear()
+            await self._wake.wait()
+
+    def observe(self) -> None:
+        """Hold with every disconnect, before anything that comes after it."""
+        self.feed.observe(lambda: self.hold("disconnected", None), self._wake.set)
+
+    # ---------------------------------------------------------------- what an event does
+
+    def _apply(self, chain: Chain, sequence: int, payload: bytes, stored_at_us: int) -> None:
+        """One event of a session's own subject: its memberships take effect here, and nowhere else."""
+        receiver = next(iter(chain.members.values()))
+        try:
+            event = codec.event_of(codec.envelope(payload))
+            if not isinstance(event, session.Event):
+                self._unreadable(chain, sequence, "no event of a session")
+                return
+        except HublogError as error:
+            # What it changes is not known, so what this session must receive is not known any more.
+            self._unreadable(chain, sequence, error.message)
+            self.hole(receiver, sequence)
+            return
+        state = session.settle(event, sequence, stored_at_us)
+        if not receiver.live and state.status != "closed":
+            for audience in self.interest.activate(receiver, state.opened):
+                if audience.last > state.opened:
+                    self.hole(receiver, state.opened)
+        if receiver.live:
+            self._follow_groups(receiver, state, sequence)
+        receiver.on_event(event, state, sequence)
+
+    def _follow_groups(self, receiver: Receiver, state: session.State, sequence: int) -> None:
+        before = receiver.groups
+        if before == state.groups:
+            return
+        for group in before.keys() - state.groups.keys():
+            self.interest.leave(receiver, group, sequence)
+        new: list[Chain] = []
+        for group, joined in state.groups.items():
+            if before.get(group) == joined:
+                continue
+            chain, is_new = self.interest.join(receiver, group, joined)
+            if is_new:
+                new.append(chain)
+            elif chain.last > joined:
+                # The join itself came late, and calls behind it have passed.
+                self.hole(receiver, joined)
+        receiver.groups = state.groups
+        if new:
+            self.hold("new group", new)
+
+    def _many(self, chain: Chain, call: _Call) -> dict[str, Receiver]:
+        """Each local session that a multi-target call names, once."""
+        hub = chain.hub
+        chosen: dict[str, Receiver] = {}
+        for name in call.sessions:
+            receiver = hub.receivers.get(name)
+            if receiver is not None:
+                chosen[name] = receiver
+        for name in call.groups:
+            group = hub.group(name)
+            if group is not None:
+                chosen.update(group.members)
+        return chosen
+
+    def _concerned(self, chain: Chain, call: _Call, sequence: int) -> dict[str, Receiver]:
+        """Who was in the audience when ``sequence`` was written, of those still connected here."""
+        if chain.kind == "many":
+            chosen = {
+                name: receiver
+                for name in call.sessions
+                if (receiver := chain.hub.receivers.get(name)) is not None and receiver.opened < sequence
+            }
+            for name in call.groups:
+                group = chain.hub.group(name)
+                if group is not None:
+                    chosen.update(_members_at(group, sequence))
+            return chosen
+        return _members_at(chain, sequence)
+
+    def _not_a_call(self, chain: Chain, sequence: int, payload: bytes) -> None:
+        """Other events than calls pass by; what does not decode at all is counted and said."""
+        try:
+            known = _typed.decode(payload).type != REQUESTED
+        except (msgspec.DecodeError, UnicodeError):
+            known = False
+        if not known:
+            self._unreadable(chain, sequence, "the call does not decode")
+
+    def _unreadable(self, chain: Chain, sequence: int, reason: str) -> None:
+        self.counters.unreadable += 1
+        _log.error("delivery.unreadable", subject=chain.subject, sequence=sequence, reason=reason)
+
+    def _collect(self, chain: Chain, sequence: int, previous: int, payload: bytes) -> None:
+        if self.overflowed:
+            return
+        self._buffer.append((chain, sequence, previous, payload))
+        self._buffer_bytes += len(payload)
+        if len(self._buffer) > BUFFER_MESSAGES_MAX or self._buffer_bytes > BUFFER_BYTES_MAX:
+            self._buffer.clear()
+            self._buffer_bytes = 0
+            self.overflowed = True
+            self.scope = None
+
+
+def _spared(members: dict[str, Receiver], without: frozenset[str]) -> list[Receiver]:
+    return [receiver for name, receiver in members.items() if name not in without]
+
+
+def _members_at(chain: Chain, sequence: int) -> dict[str, Receiver]:
+    chosen = {}
+    for name, receiver in chain.members.items():
+        since = receiver.groups.get(chain.name, sequence) if chain.kind == "group" else receiver.opened
+        if since < sequence:
+            chosen[name] = receiver
+    for receiver, joined, left in chain.leavers or ():
+        if receiver.live and joined < sequence < left:
+            chosen[receiver.session] = receiver
+    return chosen

@@ -1,0 +1,262 @@
+"""What this node hears, and for whom: one chain per literal subject, shared by all of its local receivers.
+
+Membership here is *effective* membership: it changes only as the session's own events come by in the feed, in sequence.
+Knows no order and no holes; the feed does.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from events import session
+from events.ids import SessionId
+from events.subjects import HubSubjects
+from service.delivery.outbox import Outbox
+from service.log.port import LiveFeed, OnMessage, Subscription
+
+LINGER_S = 10.0  # a subject is heard this long after its last receiver left: people come back
+LEAVERS_MAX = 256  # how many departures a chain remembers, to know who else a late hole concerns
+
+Kind = Literal["log", "inbox", "group", "user", "all", "many"]
+
+
+class Receiver:
+    """One local session, as delivery sees it.
+
+    ``delivered`` is the highest sequence that it was given. ``on_event`` hears the session's own events in sequence;
+    ``on_hole`` is told when something was missed that can no longer be delivered in order.
+    """
+
+    __slots__ = ("delivered", "groups", "hub", "live", "on_event", "on_hole", "opened", "outbox", "session", "user")
+
+    def __init__(
+        self,
+        session_id: SessionId,
+        user: str | None,
+        outbox: Outbox,
+        on_event: Callable[[session.Event, session.State, int], None],
+        on_hole: Callable[[int], None],
+    ) -> None:
+        self.session = session_id
+        self.user = user
+        self.outbox = outbox
+        self.on_event = on_event
+        self.on_hole = on_hole
+        self.hub: HubInterest | None = None
+        self.opened = 0
+        self.delivered = 0
+        self.groups: dict[str, int] = {}
+        self.live = False
+
+
+class Chain:
+    """One literal subject. ``known``: everything on it up to this sequence was heard, or concerns nobody here.
+
+    ``last`` is the last sequence really seen on it. A chain without members is not checked for holes.
+    """
+
+    __slots__ = (
+        "hub",
+        "idle_since_s",
+        "kind",
+        "known",
+        "last",
+        "leavers",
+        "members",
+        "name",
+        "subject",
+        "subscription",
+    )
+
+    def __init__(self, hub: "HubInterest", kind: Kind, name: str, subject: str, members: dict[str, Receiver]) -> None:
+        self.hub = hub
+        self.kind: Kind = kind
+        self.name = name
+        self.subject = subject
+        self.members = members
+        self.known = 0
+        self.last = 0
+        self.subscription: Subscription | None = None
+        self.idle_since_s = time.monotonic()
+        self.leavers: deque[tuple[Receiver, int, int]] | None = None
+
+    def start(self, receiver: Receiver, sequence: int) -> None:
+        """``receiver`` belongs to the audience from just behind ``sequence``."""
+        if not self.members:
+            self.known = max(self.known, sequence)
+        self.members[receiver.session] = receiver
+
+    def end(self, receiver: Receiver, joined: int, sequence: int | None) -> None:
+        """``receiver`` has left; with ``sequence``, it is still connected and may be concerned by a late hole."""
+        if self.members.pop(receiver.session, None) is None:
+            return
+        if sequence is not None:
+            if self.leavers is None:
+                self.leavers = deque(maxlen=LEAVERS_MAX)
+            self.leavers.append((receiver, joined, sequence))
+        if not self.members:
+            self.idle_since_s = time.monotonic()
+
+
+class HubInterest:
+    """The chains of one hub on this node. ``receivers`` are the sessions whose ``opened`` has come by."""
+
+    __slots__ = ("chains", "expected", "heard", "receivers", "subjects")
+
+    def __init__(self, subjects: HubSubjects, heard: Callable[[Chain], Subscription]) -> None:
+        self.subjects = subjects
+        self.heard = heard
+        self.chains: dict[str, Chain] = {}
+        self.receivers: dict[str, Receiver] = {}
+        self.expected = 0  # receivers whose `opened` is on its way: the hub must be heard meanwhile
+
+    def group(self, name: str) -> Chain | None:
+        return self.chains.get(self.subjects.group(name))
+
+    def chain(self, kind: Kind, name: str, subject: str) -> Chain:
+        """The chain of a subject, heard from now on."""
+        chain = self.chains.get(subject)
+        if chain is None:
+            chain = self.add(Chain(self, kind, name, subject, {}))
+        chain.idle_since_s = time.monotonic()
+        return chain
+
+    def add(self, chain: Chain) -> Chain:
+        self.chains[chain.subject] = chain
+        chain.subscription = self.heard(chain)
+        return chain
+
+    def expect_group(self, group: str) -> Chain:
+        """Hear a group; call before ``joined`` is appended, so that nothing behind it can be missed."""
+        return self.chain("group", group, self.subjects.group(group))
+
+    @property
+    def idle(self) -> bool:
+        return not self.receivers and not self.expected
+
+
+Hear = Callable[[Chain, int, int, bytes], None]
+
+
+class Interest:
+    """All chains of one partition. ``hear(chain, sequence, previous, payload)`` is called for every message."""
+
+    def __init__(self, feed: LiveFeed, hear: Hear) -> None:
+        self._feed = feed
+        self._hear = hear
+        self.hubs: dict[str, HubInterest] = {}
+
+    def chains(self) -> Iterable[Chain]:
+        for hub in self.hubs.values():
+            yield from hub.chains.values()
+
+    def expect(self, subjects: HubSubjects, receiver: Receiver) -> None:
+        """Hear everything that a session must receive; call before its ``opened`` is appended."""
+        hub = self.hubs.get(subjects.hub)
+        if hub is None:
+            hub = self.hubs[subjects.hub] = HubInterest(subjects, self._heard)
+        hub.expected += 1
+        receiver.hub = hub
+        self._hear_session(hub, receiver)
+        if receiver.user is not None:
+            hub.chain("user", receiver.user, subjects.user(receiver.user))
+        if subjects.all() not in hub.chains:
+            # One dict for three: the audience of both is every receiver of the hub.
+            hub.add(Chain(hub, "all", "", subjects.all(), hub.receivers))
+            hub.add(Chain(hub, "many", "", subjects.many(), hub.receivers))
+
+    def activate(self, receiver: Receiver, sequence: int) -> list[Chain]:
+        """``opened`` came by. Returns the chains that the session now belongs to the audience of."""
+        hub = receiver.hub
+        assert hub is not None
+        receiver.opened, receiver.live = sequence, True
+        receiver.delivered = max(receiver.delivered, sequence)
+        hub.expected -= 1
+        chains = [hub.chains[hub.subjects.all()], hub.chains[hub.subjects.many()]]
+        if receiver.user is not None:
+            chains.append(hub.chain("user", receiver.user, hub.subjects.user(receiver.user)))
+        first = not hub.receivers
+        for chain in chains:
+            if first:
+                chain.known = max(chain.known, sequence)
+            chain.start(receiver, sequence)
+        return chains
+
+    def join(self, receiver: Receiver, group: str, sequence: int) -> tuple[Chain, bool]:
+        """``joined`` came by. Returns the group's chain, and whether it is new here: then it must be read."""
+        hub = receiver.hub
+        assert hub is not None
+        new = hub.group(group) is None
+        chain = hub.expect_group(group)
+        chain.start(receiver, sequence)
+        return chain, new
+
+    def leave(self, receiver: Receiver, group: str, sequence: int) -> None:
+        """``left`` came by."""
+        hub = receiver.hub
+        chain = hub.group(group) if hub is not None else None
+        if chain is not None:
+            chain.end(receiver, receiver.groups.get(group, 0), sequence)
+
+    def release(self, receiver: Receiver) -> None:
+        """The connection is gone: hear nothing for it any more."""
+        hub, receiver.hub = receiver.hub, None
+        if hub is None:
+            return
+        if receiver.live:
+            receiver.live = False
+            hub.receivers.pop(receiver.session, None)
+        else:
+            hub.expected -= 1
+        for group, joined in receiver.groups.items():
+            chain = hub.group(group)
+            if chain is not None:
+                chain.end(receiver, joined, None)
+        if receiver.user is not None:
+            chain = hub.chains.get(hub.subjects.user(receiver.user))
+            if chain is not None:
+                chain.end(receiver, 0, None)
+        log = hub.chains.pop(hub.subjects.session(receiver.session), None)
+        hub.chains.pop(hub.subjects.inbox(receiver.session), None)
+        if log is not None and log.subscription is not None:
+            log.subscription.unsubscribe()
+
+    def reap(self, now_s: float) -> None:
+        """Drop what nobody here has needed for a while."""
+        for name, hub in list(self.hubs.items()):
+            for chain in list(hub.chains.values()):
+                if chain.kind in {"group", "user"} and not chain.members and now_s - chain.idle_since_s > LINGER_S:
+                    self._drop(chain)
+            if hub.idle and not any(chain.kind in {"group", "user"} for chain in hub.chains.values()):
+                for chain in list(hub.chains.values()):
+                    self._drop(chain)
+                del self.hubs[name]
+
+    def _drop(self, chain: Chain) -> None:
+        chain.hub.chains.pop(chain.subject, None)
+        if chain.subscription is not None:
+            chain.subscription.unsubscribe()
+
+    def _heard(self, chain: Chain) -> Subscription:
+        return self._feed.subscribe(chain.subject, self._hearing(chain))
+
+    def _hearing(self, chain: Chain) -> OnMessage:
+        hear = self._hear
+
+        def on_message(_subject: str, sequence: int, previous: int, payload: bytes) -> None:
+            hear(chain, sequence, previous, payload)
+
+        return on_message
+
+    def _hear_session(self, hub: HubInterest, receiver: Receiver) -> None:
+        """A session's two subjects under one subscription: half the interest to keep for every session."""
+        ident, subjects, hear = receiver.session, hub.subjects, self._hear
+        log = Chain(hub, "log", ident, subjects.session(ident), {ident: receiver})
+        inbox = Chain(hub, "inbox", ident, subjects.inbox(ident), {ident: receiver})
+        hub.chains[log.subject], hub.chains[inbox.subject] = log, inbox
+
+        def on_message(subject: str, sequence: int, previous: int, payload: bytes) -> None:
+            hear(log if subject.endswith(".log") else inbox, sequence, previous, payload)
+
+        log.subscription = self._feed.subscribe(log.subject.removesuffix("log") + "*", on_message)

@@ -1,0 +1,81 @@
+"""The way out to one connection: bounded in bytes and in age, never waiting.
+
+Frames are whole and ready to send; the transport is asyncio's. What is queued beyond the bound means that the
+client does not read: the outbox says so once and takes nothing more, so that nobody else waits for it.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+
+class Outbox:
+    """Writes frames to a transport. Corked at first: frames wait until the handshake is answered."""
+
+    __slots__ = ("_bytes_max", "_corked", "_mark_s", "_mark_written", "_on_slow", "_transport", "open", "written")
+
+    def __init__(self, transport: asyncio.WriteTransport, bytes_max: int, on_slow: Callable[[], None]) -> None:
+        self._transport = transport
+        self._bytes_max = bytes_max
+        self._on_slow = on_slow
+        self._corked: list[bytes] | None = []
+        # Everything written up to `_mark_written` was handed over at `_mark_s`: how old the oldest waiting byte may be.
+        self._mark_s = 0.0
+        self._mark_written = 0
+        self.open = True
+        self.written = 0
+
+    def write(self, frame: bytes) -> None:
+        """Hot path: one call per delivery."""
+        if self._corked is not None:
+            self._cork(frame)
+            return
+        if self.open:
+            transport = self._transport
+            transport.write(frame)
+            self.written += len(frame)
+            if transport.get_write_buffer_size() > self._bytes_max:
+                self._slow()
+
+    def uncork(self, first: bytes) -> None:
+        """Write the answer to the handshake, then what came in the meantime."""
+        waiting, self._corked, self.written = self._corked or [], None, 0
+        self.write(first)
+        for frame in waiting:
+            self.write(frame)
+
+    def check_age(self, now_s: float, age_max_s: float) -> None:
+        """Notice a client that reads too slowly without ever filling the bound. Called about once a second."""
+        if not self.open or self._corked is not None:
+            return
+        sent = self.written - self._transport.get_write_buffer_size()
+        if sent >= self._mark_written:
+            self._mark_s, self._mark_written = now_s, self.written
+        elif now_s - self._mark_s > age_max_s:
+            self._slow()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that the kernel has not taken yet."""
+        return self._transport.get_write_buffer_size()
+
+    def close(self) -> None:
+        """Take nothing more; what was written still goes out."""
+        self.open = False
+        self._corked = None
+
+    def abort(self) -> None:
+        """Drop what is queued and the connection with it, at once."""
+        self.close()
+        self._transport.abort()
+
+    def _cork(self, frame: bytes) -> None:
+        assert self._corked is not None
+        self._corked.append(frame)
+        self.written += len(frame)
+        if self.written > self._bytes_max:
+            self._slow()
+
+    def _slow(self) -> None:
+        self.open = False
+        self._corked = None
+        self._on_slow()

@@ -1,0 +1,194 @@
+"""How a held dispatcher becomes live again, and how a lost last message is noticed.
+
+A round asks the leader for its last sequence H, finds out which local subjects moved, reads those up to H, dispatches
+merged by sequence, and goes live beyond H with what was collected meanwhile. A group that turns out to be new here is
+read in the same round, and checked once more, because it was not heard from the start of the round.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+import structlog
+
+from events import codec, session
+from events.envelope import Recorded
+from events.errors import HublogError
+from service.delivery.feed import Dispatcher
+from service.delivery.interest import Chain
+
+RETRY_S = 0.25
+TAIL_EVERY_S = 10.0
+REAP_EVERY_S = 5.0
+SAY_EVERY_S = 60.0
+READS_AT_ONCE = 16
+# One pass over everything is cheaper than many reads by subject, as long as it is this short.
+SUBJECTS_READ_SINGLY_MAX = 64
+RANGE_READ_WHOLE_MAX = 20_000
+
+_log = structlog.get_logger(__name__)
+
+
+async def run(dispatcher: Dispatcher) -> None:
+    """Keep one dispatcher right: repair, tail check, idle interest. Ends by cancellation."""
+    dispatcher.observe()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_repair(dispatcher), name=f"repair-{dispatcher.partition}")
+        group.create_task(_check_tail(dispatcher), name=f"tail-{dispatcher.partition}")
+        group.create_task(_reap(dispatcher), name=f"reap-{dispatcher.partition}")
+
+
+async def _repair(dispatcher: Dispatcher) -> None:
+    said_s = -SAY_EVERY_S
+    while True:
+        await dispatcher.held()
+        try:
+            await _until_live(dispatcher)
+        except HublogError as error:
+            dispatcher.hold("repair failed", None)
+            if time.monotonic() - said_s > SAY_EVERY_S:
+                said_s = time.monotonic()
+                _log.warning("delivery.repair_waits", partition=dispatcher.partition, code=error.code)
+            await asyncio.sleep(RETRY_S)
+
+
+async def _until_live(dispatcher: Dispatcher) -> None:
+    up_to = 0
+    full = False
+    while True:
+        scope = dispatcher.begin_round()
+        if scope is None:
+            full = True
+            up_to = max(up_to, await _read_all(dispatcher))
+        elif await _moved_since_known(dispatcher, scope):
+            dispatcher.hold("new group moved", None)
+        if dispatcher.settled:
+            break
+    took_ms = round((time.monotonic() - dispatcher.held_since_s) * 1_000, 1)
+    dispatcher.go_live(up_to)
+    if full:
+        _log.info("delivery.live", partition=dispatcher.partition, held_ms=took_ms, up_to=up_to)
+
+
+async def _moved_since_known(dispatcher: Dispatcher, chains: set[Chain]) -> bool:
+    """Whether anything was written to groups new here before they were heard. Usually not; then nothing is read."""
+    await dispatcher.feed.flush()
+    for chain in chains:
+        last = await dispatcher.log.last(chain.subject)
+        if last is not None and last.sequence > chain.known:
+            return True
+    return False
+
+
+async def _read_all(dispatcher: Dispatcher) -> int:
+    """One whole round. Returns H. Raises: LogUnavailable and its kin; then nothing was dispatched."""
+    log, interest = dispatcher.log, dispatcher.interest
+    await dispatcher.feed.flush()
+    high = await log.last_sequence(dispatcher.partition)
+    chains = list(interest.chains())
+    lasts = await log.last_many([chain.subject for chain in chains], up_to=high) if high else {}
+    moved = [chain for chain in chains if chain.subject in lasts and lasts[chain.subject].sequence > chain.known]
+    found = await _read(dispatcher, [chain for chain in moved if chain.kind == "log"], high)
+    starts = _starts(found)
+    fresh = {chain for chain in starts if chain not in chains}
+    for chain in (*moved, *fresh):
+        # Without members, nothing before the first of them matters; without any to come, nothing at all.
+        if not chain.members:
+            chain.known = starts.get(chain, high)
+    rest = [chain for chain in moved if chain.kind != "log"] + list(fresh)
+    found += await _read(dispatcher, [chain for chain in rest if chain.known < high], high)
+    found.sort(key=lambda item: item[1].sequence)
+    overtaken = dispatcher.position
+    for chain, event in found:
+        if event.sequence <= chain.known:
+            continue
+        chain.known = chain.last = event.sequence
+        dispatcher.counters.repaired += 1
+        act = dispatcher.dispatch if event.sequence > overtaken else dispatcher.dispatch_late
+        act(chain, event.sequence, event.payload, event.stored_at_us)
+    for chain in (*chains, *fresh):
+        chain.known = max(chain.known, high)
+    dispatcher.position = max(dispatcher.position, high)
+    if fresh:
+        dispatcher.hold("new group", fresh)
+    return high
+
+
+def _starts(found: Iterable[tuple[Chain, Recorded]]) -> dict[Chain, int]:
+    """The chains that local sessions began to be the audience of in what was missed, each with the first sequence.
+
+    Groups new to this node are heard from now on.
+    """
+    starts: dict[Chain, int] = {}
+    for chain, event in found:
+        hub = chain.hub
+        try:
+            decoded = codec.event_of(codec.envelope(event.payload))
+        except HublogError:
+            continue  # it is counted and said when it is dispatched
+        if isinstance(decoded, session.Joined):
+            for group in decoded.groups:
+                starts.setdefault(hub.expect_group(group), event.sequence)
+        elif isinstance(decoded, session.Opened):
+            subjects = [hub.subjects.all(), hub.subjects.many()]
+            if decoded.user is not None:
+                subjects.append(hub.subjects.user(decoded.user))
+            for subject in subjects:
+                if subject in hub.chains:
+                    starts.setdefault(hub.chains[subject], event.sequence)
+    return starts
+
+
+async def _read(dispatcher: Dispatcher, chains: list[Chain], high: int) -> list[tuple[Chain, Recorded]]:
+    """What these chains missed, up to ``high``, in no order."""
+    if not chains:
+        return []
+    low = min(chain.known for chain in chains)
+    if len(chains) > SUBJECTS_READ_SINGLY_MAX and high - low <= RANGE_READ_WHOLE_MAX:
+        by_subject = {chain.subject: chain for chain in chains}
+        whole = dispatcher.log.read(f"ev.{dispatcher.partition}.>", low + 1, high)
+        return [(by_subject[event.subject], event) async for event in whole if event.subject in by_subject]
+    slots = asyncio.Semaphore(READS_AT_ONCE)
+
+    async def one(chain: Chain) -> list[tuple[Chain, Recorded]]:
+        async with slots:
+            return [(chain, event) async for event in dispatcher.log.read(chain.subject, chain.known + 1, high)]
+
+    parts = await asyncio.gather(*(one(chain) for chain in chains))
+    return [item for part in parts for item in part]
+
+
+async def _check_tail(dispatcher: Dispatcher) -> None:
+    """A lost last message has no successor to reveal it: look whether the log has more than was heard."""
+    checked = 0
+    while True:
+        await asyncio.sleep(TAIL_EVERY_S)
+        if not dispatcher.live or not dispatcher.feed.connected:
+            continue
+        try:
+            checked = await _look_behind(dispatcher, checked)
+        except HublogError as error:
+            _log.warning("delivery.tail_unchecked", partition=dispatcher.partition, code=error.code)
+
+
+async def _look_behind(dispatcher: Dispatcher, checked: int) -> int:
+    high = await dispatcher.log.last_sequence(dispatcher.partition)
+    if high == checked:
+        return checked
+    chains = [chain for chain in dispatcher.interest.chains() if chain.members]
+    lasts = await dispatcher.log.last_many([chain.subject for chain in chains], up_to=high)
+    # What was under way while we asked has arrived by now, on one server; a cluster only costs a repair.
+    await dispatcher.feed.flush()
+    for chain in chains:
+        last = lasts.get(chain.subject)
+        if last is not None and last.sequence > chain.known and chain.members and dispatcher.live:
+            dispatcher.counters.tail_repairs += 1
+            dispatcher.hold("tail", None)
+            return checked
+    return high
+
+
+async def _reap(dispatcher: Dispatcher) -> None:
+    while True:
+        await asyncio.sleep(REAP_EVERY_S)
+        dispatcher.interest.reap(time.monotonic())
