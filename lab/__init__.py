@@ -1,0 +1,1 @@
+"""Load and measurements, on the public wire only: imports nothing of events, service and projections."""

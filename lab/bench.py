@@ -1,0 +1,109 @@
+"""The bench: brings an installation, measurements and a report together.
+
+Owns the order of things, and that whatever was started ends. ``run`` is what the command line calls.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from lab.connect import connect
+from lab.fanout import fanout
+from lab.install import Install, embedded, read_processes, running
+from lab.latency import Plan, latency
+from lab.load import Progress
+from lab.proc import machine, raise_file_limit
+from lab.report import Report
+
+SPARE_FILES = 200
+"""Files that the bench has open beside its connections."""
+EVERYTHING = ("connect", "fanout", "latency")
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What to measure, on what. Without ``urls`` and ``processes`` an installation is started for it."""
+
+    measures: tuple[str, ...] = EVERYTHING
+    sessions: int = 10_000
+    fanout_sessions: int = 5_000
+    rounds: int = 60
+    rates: tuple[int, ...] = (1_000, 2_000, 5_000)
+    seconds: float = 10.0
+    receivers: int = 10
+    argument_bytes: int = 300
+    syncs: tuple[str, ...] = ("relaxed", "always")
+    urls: tuple[str, ...] = ()
+    processes: Path | None = None
+    data_parent: Path | None = None
+
+
+class Unsuitable(Exception):
+    """The options do not fit together; the text says why."""
+
+
+def run(options: Options, progress: Progress) -> Report:
+    """Measures, and leaves nothing running. Raises: Unsuitable, NotEnoughFiles, NotStarted, RuntimeError."""
+    needed = max(
+        options.sessions if "connect" in options.measures else 0,
+        options.fanout_sessions if "fanout" in options.measures else 0,
+    )
+    # Before anything is started: the gateways inherit the limit.
+    raise_file_limit(needed + options.receivers + SPARE_FILES)
+    return uvloop.run(_run(options, progress))
+
+
+def stages(options: Options) -> list[tuple[str, str]]:
+    """(measure, sync) in order. Each is given an installation of its own, so that none starts amid another's debris.
+
+    Sessions and fan-out run with fsync always, the service's default; latency with each that was asked for.
+    """
+    if options.urls or options.processes is not None:
+        return [(measure, "as found") for measure in options.measures]
+    return [
+        (measure, sync)
+        for measure in options.measures
+        for sync in (options.syncs if measure == "latency" else ("always",))
+    ]
+
+
+async def _run(options: Options, progress: Progress) -> Report:
+    report: Report | None = None
+    for measure, sync in stages(options):
+        async with _installation(options, sync, progress) as install:
+            if report is None:
+                report = Report(machine(Path(install.data)), install.data)
+            await _measure(measure, install, options, report, progress)
+    if report is None:
+        raise Unsuitable("nothing was asked for")
+    return report
+
+
+async def _measure(measure: str, install: Install, options: Options, report: Report, progress: Progress) -> None:
+    gateway = install.gateways[0]
+    if measure == "connect":
+        report.connect.append(await connect(gateway, options.sessions, progress))
+    elif measure == "fanout":
+        size = options.argument_bytes
+        report.fanout.append(await fanout(gateway, options.fanout_sessions, options.rounds, size, progress))
+    elif len(install.gateways) < 2:
+        raise Unsuitable("latency is measured between two gateways; name a second --url")
+    else:
+        for rate in options.rates:
+            plan = Plan(rate, options.seconds, options.receivers, options.argument_bytes)
+            report.latency.append(await latency(install, plan, progress))
+
+
+@contextlib.asynccontextmanager
+async def _installation(options: Options, sync: str, progress: Progress) -> AsyncIterator[Install]:
+    if options.urls:
+        yield running(list(options.urls))
+    elif options.processes is not None:
+        yield await asyncio.to_thread(read_processes, options.processes, "as found")
+    else:
+        progress(0, 1, f"starting an installation, fsync {sync}")
+        async with embedded(2, sync, options.data_parent) as install:
+            yield install

@@ -1,0 +1,141 @@
+"""Latency: invocations from one gateway to a group on another, at a steady rate."""
+
+import asyncio
+import time
+from array import array
+from collections.abc import Callable
+
+import msgspec
+
+from lab.client import Answer, Crowd, LoadClient, marked_arguments
+from lab.install import Install
+from lab.ledger import Ledger, percentile_ms
+from lab.load import TARGET, Progress, new_hub, quiet_collector, require_all_open, until_still
+
+TICK_S = 0.001
+"""The loop's own timer is no finer: above 1,000/s what is due in one tick goes out together."""
+WARM_UP_MAX = 1000
+UNANSWERED_MAX = 20_000
+"""Calls without an answer at which the sender waits: beyond it the run would measure a queue."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What is to be sent to whom."""
+
+    rate: int
+    seconds: float
+    receivers: int = 10
+    argument_bytes: int = 300
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """From the sender's write to each receiver's read; ``answered_*`` from the write to the Completion."""
+
+    sync: str
+    rate: int
+    achieved_per_s: float
+    seconds: float
+    receivers: int
+    argument_bytes: int
+    p50_ms: float | None
+    p99_ms: float | None
+    max_ms: float | None
+    answered_p50_ms: float | None
+    answered_p99_ms: float | None
+    refused: int
+    first_refusal: str | None
+    lost: int
+    duplicated: int
+    out_of_order: int
+
+
+async def latency(install: Install, plan: Plan, progress: Progress) -> Latency:
+    """An open loop: it does not wait for answers, so a slow service cannot slow down what it is measured with."""
+    hub = new_hub()
+    near, far = Crowd(install.gateways[0].url, hub), Crowd(install.gateways[-1].url, hub)
+    warm_up = min(plan.rate, WARM_UP_MAX)
+    messages = warm_up + int(plan.rate * plan.seconds)
+    ledger = Ledger(plan.receivers, messages, warm_up)
+    what = f"{plan.rate}/s, {install.sync}"
+    try:
+        for crowd, size in ((near, 1), (far, plan.receivers)):
+            await crowd.open(size)
+            require_all_open(crowd)
+        far.listen(ledger)
+        for client in far.clients:
+            await client.call("hub.join", TARGET)
+        sender = Sender(near.clients[0], plan, messages)
+        with quiet_collector():
+            started = time.perf_counter()
+            await sender.send_all(lambda done: progress(done, messages, what))
+            took = time.perf_counter() - started
+            await until_still(lambda: ledger.deliveries + sender.answered, lambda: ledger.complete and sender.complete)
+        tally = ledger.tally(sender.sent)
+        return Latency(
+            sync=install.sync,
+            rate=plan.rate,
+            achieved_per_s=sender.sent / took,
+            seconds=took,
+            receivers=plan.receivers,
+            argument_bytes=plan.argument_bytes,
+            p50_ms=percentile_ms(ledger.delays_ns, 50),
+            p99_ms=percentile_ms(ledger.delays_ns, 99),
+            max_ms=percentile_ms(ledger.delays_ns, 100),
+            answered_p50_ms=percentile_ms(sender.answers_ns[warm_up:], 50),
+            answered_p99_ms=percentile_ms(sender.answers_ns[warm_up:], 99),
+            refused=sender.refused,
+            first_refusal=sender.first_refusal,
+            lost=max(0, tally.lost - sender.refused * plan.receivers),
+            duplicated=tally.duplicated,
+            out_of_order=tally.out_of_order,
+        )
+    finally:
+        await near.close()
+        await far.close()
+
+
+class Sender:
+    """Sends at a rate and times the answers."""
+
+    def __init__(self, client: LoadClient, plan: Plan, messages: int) -> None:
+        self._client = client
+        self._plan = plan
+        self._messages = messages
+        self.sent = 0
+        self.answered = 0
+        self.refused = 0
+        self.first_refusal: str | None = None
+        self.answers_ns = array("q")
+
+    @property
+    def complete(self) -> bool:
+        return self.answered == self.sent
+
+    async def send_all(self, on_progress: Callable[[int], None]) -> None:
+        """Each tick sends what is due by the clock, all of it if it is late; time stamps are taken at the write."""
+        started = time.perf_counter()
+        shown = 0
+        while self.sent < self._messages:
+            due = min(self._messages, int((time.perf_counter() - started) * self._plan.rate) + 1)
+            while self.sent < due and self.sent - self.answered < UNANSWERED_MAX:
+                self._send_one()
+            if self.sent - shown >= self._plan.rate // 4:
+                shown = self.sent
+                on_progress(shown)
+            await asyncio.sleep(TICK_S)
+        on_progress(self.sent)
+
+    def _send_one(self) -> None:
+        sent_ns = time.perf_counter_ns()
+
+        def answered(answer: Answer) -> None:
+            self.answered += 1
+            self.answers_ns.append(time.perf_counter_ns() - sent_ns)
+            if answer.error is not None:
+                self.refused += 1
+                self.first_refusal = self.first_refusal or answer.error
+
+        arguments = marked_arguments(self.sent, sent_ns, self._plan.argument_bytes)
+        selector = b'{"to":"group","group":"%s"}' % TARGET.encode()
+        self._client.call_with(answered, "hub.invoke", b'[%s,"%s",%s]' % (selector, TARGET.encode(), arguments))
+        self.sent += 1

@@ -1,0 +1,78 @@
+"""What Linux tells about other processes and about this machine: /proc and limits.
+
+Owns the reading; refuses to judge.
+"""
+
+import os
+import platform
+import resource
+from pathlib import Path
+
+import msgspec
+
+_TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+class NotEnoughFiles(Exception):
+    """The hard limit of open files is below what a run needs."""
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """What a figure is worth without: where it was measured."""
+
+    cores: int
+    cpu: str
+    kernel: str
+    python: str
+    data_filesystem: str
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process now."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise ProcessLookupError(f"process {pid} has no memory: it has ended")
+
+
+def cpu_us(pid: int) -> int:
+    """User and system time a process has used, in microseconds, to the kernel's tick (10 ms)."""
+    # The name, second, may hold spaces and brackets: count from behind it.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * _TICK_US
+
+
+def raise_file_limit(needed: int) -> None:
+    """Lifts the soft limit of open files to the hard one. Raises: NotEnoughFiles."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard or hard == resource.RLIM_INFINITY:
+        most = hard if hard != resource.RLIM_INFINITY else max(soft, needed)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        raise NotEnoughFiles(
+            f"this run needs {needed} open files and the hard limit is {soft}; "
+            "raise it (ulimit -Hn, LimitNOFILE=, --ulimit nofile=) or ask for fewer sessions"
+        )
+
+
+def machine(data: Path) -> Machine:
+    return Machine(os.cpu_count() or 1, _cpu(), platform.release(), platform.python_version(), _filesystem(data))
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _filesystem(path: Path) -> str:
+    """The type of the file system that holds ``path``: on tmpfs, "fsync always" says nothing."""
+    best, kind = "", "unknown"
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, mount, found, *_ = line.split(" ")
+        inside = path.resolve().is_relative_to(mount)
+        if inside and len(mount) >= len(best):
+            best, kind = mount, found
+    return kind

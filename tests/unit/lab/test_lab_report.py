@@ -1,0 +1,116 @@
+"""The report: figures beside their bars, and JSON with everything."""
+
+import io
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from lab import bench
+from lab.cli import app
+from lab.connect import Connect
+from lab.fanout import Fanout
+from lab.install import read_processes
+from lab.latency import Latency
+from lab.proc import NotEnoughFiles, cpu_us, machine, raise_file_limit, rss_bytes
+from lab.report import Report, as_json, missed, show
+
+CONNECT = Connect(10_000, 0, 0, 5.0, 2_000.0, 150.0, 60.0, 24.0, None)
+FANOUT = Fanout(5_000, 60, 300, 3.0, 100_000.0, 12.5, 40.0, 60.0, 1, 0, 0)
+LATENCY = Latency("relaxed", 1_000, 999.0, 10.0, 10, 300, 0.3, 2.5, 9.0, 0.2, 0.9, 0, None, 0, 0, 0)
+
+
+def report() -> Report:
+    return Report(machine(Path("/")), "/tmp/x", [CONNECT], [FANOUT], [LATENCY])
+
+
+def test_the_table_shows_figures_bars_and_verdicts():
+    out = io.StringIO()
+    show(report(), Console(file=out, width=120))
+    text = out.getvalue()
+    assert "24.00 KiB" in text
+    assert "≤ 25 KiB" in text
+    assert "100,000 /s" in text
+    assert text.count("missed") == 3
+
+
+def test_what_is_missed_is_named():
+    assert [line.rpartition(": ")[2] for line in missed(report())] == [
+        "gateway CPU per delivery",
+        "lost",
+        "delivered, p99",
+    ]
+
+
+def test_bars_of_latency_hold_only_at_their_rate():
+    fast = msgspec.structs.replace(LATENCY, rate=5_000)
+    assert missed(Report(machine(Path("/")), "/", latency=[fast])) == []
+
+
+def test_unseen_figures_are_neither_met_nor_missed():
+    unseen = msgspec.structs.replace(CONNECT, kib_each=None, cpu_us_per_open=None, rss_before_mib=None)
+    assert missed(Report(machine(Path("/")), "/", connect=[unseen])) == []
+
+
+def test_json_holds_everything():
+    found = json.loads(as_json(report()))
+    assert found["connect"][0]["kib_each"] == 24.0
+    assert found["latency"][0]["sync"] == "relaxed"
+    assert found["machine"]["cores"] >= 1
+
+
+def test_every_measure_gets_an_installation_of_its_own():
+    assert bench.stages(bench.Options()) == [
+        ("connect", "always"),
+        ("fanout", "always"),
+        ("latency", "relaxed"),
+        ("latency", "always"),
+    ]
+    assert bench.stages(bench.Options(("latency",), urls=("http://x",))) == [("latency", "as found")]
+
+
+def test_processes_json_names_gateways_in_order(tmp_path: Path):
+    board = tmp_path / "processes.json"
+    board.write_text(
+        json.dumps(
+            [
+                {"role": "nats", "index": 0, "pid": 1, "url": "nats://x", "admin_url": None},
+                {"role": "gateway", "index": 1, "pid": 12, "url": "http://h:8001", "admin_url": "http://h:8201"},
+                {"role": "gateway", "index": 0, "pid": 11, "url": "http://h:8000", "admin_url": "http://h:8200"},
+            ]
+        )
+    )
+    assert [(one.url, one.pid) for one in read_processes(board, "always").gateways] == [
+        ("http://h:8000", 11),
+        ("http://h:8001", 12),
+    ]
+
+
+def test_a_hard_limit_that_is_too_low_is_said_clearly():
+    with pytest.raises(NotEnoughFiles, match="hard limit"):
+        raise_file_limit(2**40)
+
+
+def test_figures_of_this_very_process(tmp_path: Path):
+    import os
+
+    assert rss_bytes(os.getpid()) > 2**20
+    assert cpu_us(os.getpid()) > 0
+    assert machine(tmp_path).data_filesystem != "unknown"
+
+
+def test_the_command_line_names_what_it_measures():
+    shown = CliRunner().invoke(app, ["--help"])
+    assert shown.exit_code == 0
+    for name in ("connect", "fanout", "latency", "all"):
+        assert name in shown.output
+
+
+def test_the_command_line_says_what_it_cannot_do():
+    refused = CliRunner().invoke(app, ["latency", "--url", "http://127.0.0.1:1", "--seconds", "0.5"])
+    assert refused.exit_code == 1
+    assert "second --url" in refused.output
+    assert CliRunner().invoke(app, ["latency", "--sync", "never"]).exit_code == 2
