@@ -1,0 +1,226 @@
+"""The definitions of the streams, as data; what makes them, and what refuses to go on when they differ.
+
+Owns the names and settings of everything that this service keeps in JetStream. Only :func:`migrate` creates or
+changes; every other process calls :func:`verify`. Definitions travel as raw JSON: a client library that does not know
+a field would reset it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from events.envelope import Recorded
+from events.errors import LogDrifted, LogMissing, LogUnavailable
+from events.ids import Epoch, epoch, is_epoch
+from events.subjects import name_of, stream, token
+from service.log.jetstream.append import Ack
+from service.log.jetstream.read import STREAM_MISSING, Reader
+from service.log.jetstream.replies import ApiError, Replies
+
+LEASES = "KV_hublog_leases"
+LEASE_SUBJECT = "$KV.hublog_leases."
+VERSION = "1"
+MAX_AGE_S = 7 * 24 * 3600
+DUPLICATE_WINDOW_S = 120
+_NS = 1_000_000_000
+
+# What may change under a living log. Everything else means another log, or a promise taken back.
+MENDABLE = {"max_age", "duplicate_window", "num_replicas", "deny_delete", "deny_purge", "metadata.hublog.version"}
+
+Definition = dict[str, Any]
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """What an operator decides about the log."""
+
+    partitions: int = 1
+    max_age_s: int = MAX_AGE_S
+    duplicate_window_s: int = DUPLICATE_WINDOW_S
+    replicas: int = 1
+
+
+def partition_definition(shape: Shape, number: int, life: Epoch) -> Definition:
+    """Stream ``EV_<number>``."""
+    return _definition(
+        stream(number),
+        f"ev.{number}.>",
+        shape.replicas,
+        max_age=shape.max_age_s * _NS,
+        duplicate_window=shape.duplicate_window_s * _NS,
+        deny_purge=True,
+        allow_atomic=True,
+        republish={"src": f"ev.{number}.>", "dest": f"lv.{number}.>"},
+        metadata={"hublog.epoch": life, "hublog.partitions": str(shape.partitions), "hublog.version": VERSION},
+    )
+
+
+def leases_definition(shape: Shape) -> Definition:
+    """The bucket of leases: no age, since a lease is judged by who watches it and must survive any outage."""
+    return _definition(
+        LEASES,
+        LEASE_SUBJECT + ">",
+        shape.replicas,
+        max_msgs_per_subject=1,
+        duplicate_window=DUPLICATE_WINDOW_S * _NS,
+        allow_rollup_hdrs=True,
+        metadata={"hublog.version": VERSION},
+    )
+
+
+def _definition(name: str, subjects: str, replicas: int, **special: object) -> Definition:
+    """Every setting that matters, also where it is the server's default: a default that was changed is drift."""
+    return {
+        "name": name,
+        "subjects": [subjects],
+        "retention": "limits",
+        "storage": "file",
+        "discard": "new",
+        "compression": "none",
+        "num_replicas": replicas,
+        "max_age": 0,
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_msg_size": -1,
+        "max_msgs_per_subject": -1,
+        "max_consumers": -1,
+        "deny_delete": True,
+        "deny_purge": False,
+        "allow_direct": True,
+        "allow_atomic": False,
+        "allow_rollup_hdrs": False,
+        "allow_msg_ttl": False,
+        "no_ack": False,
+        "sealed": False,
+        "mirror": None,
+        "sources": None,
+        "subject_transform": None,
+        "republish": None,
+        **special,
+    }
+
+
+def differences(wanted: Definition, found: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Setting → (as defined, as found). The server's own ``_nats.*`` metadata and unknown settings do not count."""
+    wrong: dict[str, tuple[Any, Any]] = {}
+    for key, value in wanted.items():
+        if key == "metadata":
+            actual = found.get("metadata") or {}
+            wrong |= {f"metadata.{k}": (v, actual.get(k)) for k, v in value.items() if actual.get(k) != v}
+        elif (found.get(key) or None) != (value or None):
+            wrong[key] = (value, found.get(key))
+    return wrong
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    config: dict[str, Any] | None = None
+    error: ApiError | None = None
+
+
+async def _found(replies: Replies, name: str) -> dict[str, Any] | None:
+    answer = msgspec.json.decode(await replies.request(f"$JS.API.STREAM.INFO.{name}", b""), type=_Answer)
+    if answer.error is not None and answer.error.err_code != STREAM_MISSING:
+        raise LogUnavailable(f"JetStream does not tell of {name}: {answer.error.description}")
+    return answer.config
+
+
+async def _put(replies: Replies, verb: str, definition: Definition) -> None:
+    payload = msgspec.json.encode({key: value for key, value in definition.items() if value is not None})
+    raw = await replies.request(f"$JS.API.STREAM.{verb}.{definition['name']}", payload)
+    answer = msgspec.json.decode(raw, type=_Answer)
+    if answer.error is not None:
+        problem = f"{answer.error.err_code} {answer.error.description}"
+        raise LogDrifted(f"JetStream refuses to {verb.lower()} {definition['name']}: {problem}")
+
+
+def _epoch_of(configs: Mapping[str, dict[str, Any] | None]) -> Epoch | None:
+    """The one epoch that all streams name. Raises: LogDrifted."""
+    named = {
+        (config.get("metadata") or {}).get("hublog.epoch", "") for config in configs.values() if config is not None
+    }
+    if not named:
+        return None
+    if len(named) > 1 or not is_epoch(next(iter(named))):
+        raise LogDrifted(f"the streams name the epochs {sorted(named)}; they must share one")
+    return Epoch(named.pop())
+
+
+def _say(name: str, wrong: dict[str, tuple[Any, Any]]) -> str:
+    return "; ".join(f"{name}.{key} is {found!r}, defined {wanted!r}" for key, (wanted, found) in sorted(wrong.items()))
+
+
+async def migrate(
+    replies: Replies, *, partitions: int, max_age_s: int, duplicate_window_s: int, replicas: int, random: bytes
+) -> Epoch:
+    """Create what is missing, change what may change. ``random`` (3 bytes) names the epoch of a log that is new.
+
+    Raises: LogDrifted (naming every difference that may not change; nothing was changed then), LogUnavailable.
+    """
+    shape = Shape(partitions, max_age_s, duplicate_window_s, replicas)
+    configs = {stream(number): await _found(replies, stream(number)) for number in range(partitions)}
+    if await _found(replies, stream(partitions)) is not None:
+        raise LogDrifted(
+            f"there is a stream {stream(partitions)}: the log was made with more than {partitions} partitions"
+        )
+    life = _epoch_of(configs) or epoch(random)
+    definitions = [partition_definition(shape, number, life) for number in range(partitions)] + [
+        leases_definition(shape)
+    ]
+    configs[LEASES] = await _found(replies, LEASES)
+    wrong = {d["name"]: differences(d, found) for d in definitions if (found := configs[d["name"]]) is not None}
+    fatal = {name: {k: v for k, v in diff.items() if k not in MENDABLE} for name, diff in wrong.items()}
+    if any(fatal.values()):
+        raise LogDrifted("; ".join(_say(name, diff) for name, diff in fatal.items() if diff))
+    for definition in definitions:
+        config = configs[definition["name"]]
+        if config is None:
+            await _put(replies, "CREATE", definition)
+        elif wrong[definition["name"]]:
+            await _put(replies, "UPDATE", config | definition)
+    return life
+
+
+async def verify(replies: Replies, *, partitions: int, max_age_s: int, duplicate_window_s: int, replicas: int) -> Epoch:
+    """What every process but ``migrate`` does at start-up. Raises: LogMissing, LogDrifted (naming every difference)."""
+    shape = Shape(partitions, max_age_s, duplicate_window_s, replicas)
+    names = [*(stream(number) for number in range(partitions)), LEASES]
+    configs = {name: await _found(replies, name) for name in names}
+    missing = [name for name, config in configs.items() if config is None]
+    if missing:
+        raise LogMissing(f"missing in JetStream: {', '.join(missing)}")
+    leases = configs.pop(LEASES)
+    life = _epoch_of(configs)
+    assert life is not None, "no stream is missing"
+    configs[LEASES] = leases
+    definitions = [partition_definition(shape, number, life) for number in range(partitions)] + [
+        leases_definition(shape)
+    ]
+    wrong = [_say(d["name"], diff) for d in definitions if (diff := differences(d, configs[d["name"]] or {}))]
+    if wrong:
+        raise LogDrifted("; ".join(wrong))
+    return life
+
+
+class Leases:
+    """The bucket of leases: the last value under each key, with the broker's time of it."""
+
+    def __init__(self, replies: Replies, reader: Reader) -> None:
+        self._replies = replies
+        self._reader = reader
+
+    async def put(self, key: str, value: bytes) -> int:
+        """Write a key; returns its revision. Raises: LogUnavailable."""
+        ack = msgspec.json.decode(await self._replies.request(LEASE_SUBJECT + token(key), value), type=Ack)
+        if ack.error is not None or ack.seq == 0:
+            raise LogUnavailable(f"the lease was not written: {ack.error}")
+        return ack.seq
+
+    async def get(self, key: str) -> tuple[bytes, int] | None:
+        """A key's value and the broker's time of it in microseconds, as the leader knows them."""
+        found = await self._reader.get(LEASES, {"last_by_subj": LEASE_SUBJECT + token(key)})
+        return None if found is None else (found.payload, found.stored_at_us)
+
+    async def all(self) -> dict[str, tuple[bytes, int]]:
+        """Every key. Answered by any replica, and so possibly late by a moment."""
+        found: list[Recorded] = await self._reader.last_matching(LEASES, LEASE_SUBJECT + ">")
+        return {name_of(r.subject.removeprefix(LEASE_SUBJECT)): (r.payload, r.stored_at_us) for r in found}
