@@ -1,0 +1,183 @@
+"""The OpenAPI 3.1 document, generated from the route table: what is described is what runs.
+
+Owns the shape of the document. Types come from the handlers' annotations, words from their docstrings, errors from what
+a signature can meet plus what its route names. It knows no resource by name.
+"""
+
+import inspect
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from events.errors import (
+    EpochMismatch,
+    HublogError,
+    Internal,
+    InvalidBody,
+    InvalidName,
+    InvalidPosition,
+    InvalidQuery,
+    LimitTooLarge,
+    NotFound,
+    OriginRefused,
+    PayloadTooLarge,
+    PositionNotReached,
+    ReadModelUnavailable,
+    SessionNotFound,
+)
+from events.ids import NAME_BYTES_MAX, EventId, GroupName, HubName, SessionId
+from service import problems
+from service.api.routes import Reading, Route, Signature, Table
+
+OPENAPI = "3.1.0"
+ABOUT = """\
+Answers come from read models and say which position of the log they reflect; changes are made by appending events.
+
+Every error is a problem document (RFC 9457) with a stable `code`, a `hint`, and whether a retry may help. Positions are
+opaque: send them back as they were given. Lists are `{items, next, position, ageMs}`; `next` goes into `after`."""
+
+_REF = "#/components/schemas/{name}"
+_PATH_SCHEMAS: dict[object, dict[str, Any]] = {
+    HubName: {"type": "string", "pattern": "^[a-z0-9][a-z0-9-]{0,31}$", "examples": ["chat"]},
+    GroupName: {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": NAME_BYTES_MAX,
+        "description": f"1 to {NAME_BYTES_MAX} bytes of UTF-8, percent-encoded, `/` as `%2F`.",
+        "examples": ["lobby"],
+    },
+    SessionId: {"type": "string", "examples": ["b0yv3yQkZk2l1V0m9a8o1g"]},
+    EventId: {"type": "string", "examples": ["019aa5f0-7b6e-7cc0-8f7e-2b6a3f0d9c11"]},
+}
+_PATH_ERRORS: dict[object, type[HublogError]] = {
+    HubName: InvalidName,
+    GroupName: InvalidName,
+    SessionId: SessionNotFound,
+    EventId: NotFound,
+}
+_QUERY_ERRORS: dict[str, tuple[type[HublogError], ...]] = {
+    "limit": (LimitTooLarge,),
+    "min_position": (InvalidPosition, EpochMismatch, PositionNotReached),
+}
+
+
+def document(table: Table, version: str) -> dict[str, Any]:
+    """The whole document, as plain JSON types."""
+    types: list[Any] = [problems.Problem]
+    for shape in table.signatures.values():
+        types += [kind for kind in (shape.query, shape.body, content(shape.answer)) if kind is not None]
+    refs, components = msgspec.json.schema_components(types, ref_template=_REF)
+    schema_of = {kind: ref for kind, ref in zip(types, refs, strict=True)}  # noqa: C416  types are hashable, not all named
+    paths: dict[str, Any] = {}
+    for route in table.routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(
+            route, table.signatures[id(route)], schema_of, components
+        )
+    for shape in table.signatures.values():
+        if shape.query is not None:  # spelt out as parameters
+            components.pop(_name(schema_of[shape.query]), None)
+    return {
+        "openapi": OPENAPI,
+        "info": {"title": "hublog", "version": version, "description": ABOUT},
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+def content(answer: Any) -> Any:
+    """The struct inside ``Reading[...]``, or the answer itself."""
+    return typing.get_args(answer)[0] if typing.get_origin(answer) is Reading else answer
+
+
+def _name(ref: dict[str, Any]) -> str:
+    return str(ref["$ref"]).rpartition("/")[2]
+
+
+def _operation(
+    route: Route, shape: Signature, schema_of: dict[Any, dict[str, Any]], components: dict[str, Any]
+) -> dict[str, Any]:
+    summary, _, rest = (inspect.getdoc(route.handler) or "").partition("\n")
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": _PATH_SCHEMAS[kind]}
+        for name, kind in shape.path.items()
+    ]
+    if shape.query is not None:
+        parameters += _query_parameters(components[_name(schema_of[shape.query])])
+    operation: dict[str, Any] = {
+        "operationId": getattr(route.handler, "__name__", "").removesuffix("_"),
+        "summary": summary.rstrip("."),
+        "tags": [getattr(route.handler, "__module__", "").rpartition(".")[2]],
+        "parameters": parameters,
+    }
+    if rest.strip():
+        operation["description"] = " ".join(rest.split())
+    if shape.body is not None:
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": schema_of[shape.body]}},
+        }
+    operation["responses"] = {
+        "200": _answered(schema_of[content(shape.answer)]),
+        **_problems(_errors(route, shape), schema_of[problems.Problem]),
+    }
+    return operation
+
+
+def _answered(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": "As asked.", "content": {"application/json": {"schema": schema}}}
+
+
+def _query_parameters(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """A query struct, field by field; what has no default and no null is required."""
+    parameters = []
+    for name, field in schema["properties"].items():
+        described = dict(field)
+        # A parameter is there or not; null is how the handler sees its absence.
+        options = [option for option in described.pop("anyOf", []) if option != {"type": "null"}]
+        if options:
+            described |= options[0] if len(options) == 1 else {"anyOf": options}
+        if described.get("default", ...) is None:
+            del described["default"]
+        parameter = {"name": name, "in": "query", "required": name in schema["required"]}
+        if "description" in described:
+            parameter["description"] = described.pop("description")
+        parameters.append({**parameter, "schema": described})
+    return parameters
+
+
+def _errors(route: Route, shape: Signature) -> list[type[HublogError]]:
+    found: list[type[HublogError]] = [_PATH_ERRORS[kind] for kind in shape.path.values()]
+    found.append(InvalidQuery)
+    for field in shape.query.__struct_fields__ if shape.query is not None else ():
+        found += _QUERY_ERRORS.get(field, ())
+    if shape.body is not None:
+        found += [InvalidBody, PayloadTooLarge, *getattr(shape.body, "refusals", {}).values()]
+    found.append(ReadModelUnavailable if route.method == "GET" else OriginRefused)
+    return [*found, *route.refuses, Internal]
+
+
+def _problems(errors: Iterable[type[HublogError]], schema: dict[str, Any]) -> dict[str, Any]:
+    """Responses by status; one status may stand for several codes."""
+    by_status: dict[int, list[type[HublogError]]] = {}
+    for error in dict.fromkeys(errors):
+        by_status.setdefault(problems.POLICIES[error.code].status, []).append(error)
+    return {
+        str(status): {
+            "description": ", ".join(f"`{error.code}`" for error in group),
+            "content": {
+                problems.CONTENT_TYPE: {
+                    "schema": schema,
+                    "examples": {error.code: {"value": _example(error)} for error in group},
+                }
+            },
+        }
+        for status, group in sorted(by_status.items())
+    }
+
+
+def _example(error: type[HublogError]) -> dict[str, Any]:
+    shown = problems.problem(error("What happened, in words."), "/v1/hubs/chat")
+    return typing.cast("dict[str, Any]", msgspec.to_builtins(shown))

@@ -1,0 +1,192 @@
+"""The HTTP server of the API: one dispatcher over the route table, every failure a problem document.
+
+Owns sockets, limits, headers and the log line of each command. It uses aiohttp's protocol server without its router:
+that one matches decoded paths, and its own errors are plain text (ADR 0003). It knows no resource by name.
+"""
+
+import asyncio
+import time
+from collections.abc import Collection
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+import msgspec
+import structlog
+from aiohttp import web
+from aiohttp.http import HttpVersion11
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+
+from events.errors import (
+    BadMessage,
+    HublogError,
+    Internal,
+    InvalidBody,
+    MethodNotAllowed,
+    OriginRefused,
+    PayloadTooLarge,
+)
+from service import problems
+from service.api.routes import Call, Reading, Table
+
+BODY_BYTES_MAX = 64 * 1024
+BODY_S = 30.0
+JSON = "application/json"
+SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+
+log = structlog.get_logger(__name__)
+
+
+class Dispatcher:
+    """From a request to its answer. ``api`` is handed to every handler; ``origins`` may command from a browser."""
+
+    def __init__(
+        self, table: Table, api: object, *, body_bytes_max: int = BODY_BYTES_MAX, origins: Collection[str] = ()
+    ) -> None:
+        self._table = table
+        self._api = api
+        self._body_bytes_max = body_bytes_max
+        self._origins = frozenset(origins)
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        started = time.monotonic()
+        path, _, query = _target(request)
+        call: Call | None = None
+        error: HublogError | None = None
+        try:
+            await _continue_if_expected(request)
+            self._check_origin(request)
+            call = self._table.match(request.method, path)
+            response = await self._answer(request, call, query)
+        except HublogError as exc:
+            error = exc
+        except Exception as exc:
+            log.exception("api_internal_error", method=request.method, path=path[:256], exc_info=exc)
+            error = Internal("something here is broken; it has been logged")
+        if error is not None:
+            response = problem_response(error, path)
+        if call is not None and request.method not in SAFE:
+            _log_command(request, call, response, error, time.monotonic() - started)
+        return response
+
+    async def _answer(self, request: web.BaseRequest, call: Call, query: str) -> web.Response:
+        body = await self._read(request) if call.signature.body is not None else b""
+        answer = await call.route.handler(self._api, **call.arguments(query, body))
+        headers = {}
+        if isinstance(answer, Reading):
+            headers["Hublog-Position"] = answer.position
+            answer = answer.value
+        return web.Response(body=msgspec.json.encode(answer), content_type=JSON, charset="utf-8", headers=headers)
+
+    async def _read(self, request: web.BaseRequest) -> bytes:
+        said = request.content_length
+        if said is not None and said > self._body_bytes_max:
+            raise PayloadTooLarge(f"the body has {said} bytes; at most {self._body_bytes_max} are taken")
+        body = bytearray()
+        try:
+            async with asyncio.timeout(BODY_S):
+                async for chunk in request.content.iter_any():
+                    body += chunk
+                    if len(body) > self._body_bytes_max:
+                        raise PayloadTooLarge(f"the body has more than {self._body_bytes_max} bytes")
+        except TimeoutError as exc:
+            raise InvalidBody(f"the body did not arrive within {BODY_S:g} s") from exc
+        except (web.RequestPayloadError, HttpProcessingError, ConnectionError) as exc:
+            raise InvalidBody("the body ended early, or is not as its headers say") from exc
+        return bytes(body)
+
+    def _check_origin(self, request: web.BaseRequest) -> None:
+        # A page of any site may send a simple POST to loopback; browsers say whose page it was, other clients nothing.
+        origin = request.headers.get("Origin")
+        if origin is None or request.method in SAFE or "*" in self._origins or origin in self._origins:
+            return
+        try:
+            same = urlsplit(origin).netloc == request.headers.get("Host", "")
+        except ValueError:
+            same = False
+        if not same:
+            raise OriginRefused(f"pages of {origin[:128]!r} may not command this service")
+
+
+def problem_response(error: HublogError, path: str) -> web.Response:
+    document = problems.problem(error, path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")[:1024])
+    headers = {}
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = str(error.details.get("allow", ""))
+    if document.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(problems.RETRY_AFTER_S)
+    return web.Response(
+        body=problems.encode(document), status=document.status, content_type=problems.CONTENT_TYPE, headers=headers
+    )
+
+
+def _target(request: web.BaseRequest) -> tuple[str, str, str]:
+    """The raw path and query: aiohttp's own are normalised and decoded, which loses ``%2F`` and dots."""
+    raw = request.raw_path.partition("#")[0]
+    if not raw.startswith("/"):  # the absolute form that proxies use
+        rest = raw.partition("://")[2]
+        raw = "/" + rest.partition("/")[2] if "/" in rest else "/" + raw
+    return raw.partition("?")
+
+
+async def _continue_if_expected(request: web.BaseRequest) -> None:
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.version == HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+
+
+def _log_command(
+    request: web.BaseRequest, call: Call, response: web.StreamResponse, error: HublogError | None, seconds: float
+) -> None:
+    log.info(
+        "api_command",
+        method=request.method,
+        route=call.route.path,
+        **call.params,
+        status=response.status,
+        code=error.code if error is not None else None,
+        ms=round(seconds * 1000, 1),
+    )
+
+
+class BadHttp(BadMessage):
+    hint = "Send HTTP/1.1 as RFC 9112 has it."
+
+
+class _Protocol(web.RequestHandler):
+    """aiohttp's protocol, but for what it says where no handler is reached: bytes that are no request."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002  quotes what was sent, at any length
+    ) -> web.StreamResponse:
+        error: HublogError
+        if isinstance(exc, LineTooLong):
+            error = PayloadTooLarge("the request line or a header is too long")
+        elif status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            error = BadHttp("this is not an HTTP request")
+        else:
+            log.error("api_protocol_error", exc_info=exc)
+            error = Internal("something here is broken; it has been logged")
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was under way already")
+        response = problem_response(error, "")
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        super().__init__(dispatcher)
+
+    def __call__(self) -> web.RequestHandler:
+        return _Protocol(self, loop=asyncio.get_running_loop(), access_log=None)  # type: ignore[arg-type]  # None is off
+
+
+def make_runner(dispatcher: Dispatcher, *, shutdown_timeout_s: float = 5.0) -> web.ServerRunner:
+    """What ``web.TCPSite`` takes. Call ``setup()``, then start sites; ``cleanup()`` lets requests under way finish."""
+    return web.ServerRunner(_Server(dispatcher), shutdown_timeout=shutdown_timeout_s)
