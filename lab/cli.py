@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from lab import bench, report
 from lab.client import CallFailed, NotOpened
 from lab.install import NotStarted
-from lab.proc import NotEnoughFiles
+from lab.proc import Gone, NotEnoughFiles
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -133,7 +133,9 @@ def _run(options: bench.Options, as_json: bool, strict: bool) -> None:
         TimeElapsedColumn(),
     )
     # Refreshed only a little: drawing takes time from the load on a small machine.
-    with Progress(*columns, console=errors, transient=True, refresh_per_second=4) as bar:
+    with Progress(
+        *columns, console=errors, transient=True, refresh_per_second=4, disable=not errors.is_terminal
+    ) as bar:
         task = bar.add_task("starting", total=None)
 
         def progress(done: int, total: int, what: str) -> None:
@@ -141,7 +143,7 @@ def _run(options: bench.Options, as_json: bool, strict: bool) -> None:
 
         try:
             found = bench.run(options, progress)
-        except (bench.Unsuitable, NotEnoughFiles, NotStarted, NotOpened, CallFailed, RuntimeError) as exc:
+        except (bench.Unsuitable, NotEnoughFiles, NotStarted, NotOpened, CallFailed, Gone, RuntimeError) as exc:
             bar.stop()
             errors.print(f"bench: {exc}", style="red", markup=False, highlight=False)
             raise typer.Exit(1) from exc

@@ -9,7 +9,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
@@ -123,10 +123,10 @@ class LoadClient(asyncio.Protocol):
     # -------------------------------------------------------------------------------------------- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # cast: uvloop's transports are no subclass of asyncio.Transport
+        self.transport = cast("asyncio.Transport", transport)
         host, path = self._path
-        transport.write(upgrade_request(host, path, os.urandom(16)))
+        self.transport.write(upgrade_request(host, path, os.urandom(16)))
 
     def data_received(self, data: bytes) -> None:
         now_ns = time.perf_counter_ns()

@@ -17,6 +17,10 @@ class NotEnoughFiles(Exception):
     """The hard limit of open files is below what a run needs."""
 
 
+class Gone(Exception):
+    """A process that is measured has ended."""
+
+
 class Machine(msgspec.Struct, frozen=True):
     """What a figure is worth without: where it was measured."""
 
@@ -28,17 +32,17 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 def rss_bytes(pid: int) -> int:
-    """Resident memory of a process now."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    """Resident memory of a process now. Raises: Gone."""
+    for line in _read(pid, "status").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
-    raise ProcessLookupError(f"process {pid} has no memory: it has ended")
+    raise Gone(f"process {pid} has ended: it holds no memory")  # a zombie
 
 
 def cpu_us(pid: int) -> int:
-    """User and system time a process has used, in microseconds, to the kernel's tick (10 ms)."""
+    """User and system time a process has used, in microseconds, to the kernel's tick (10 ms). Raises: Gone."""
     # The name, second, may hold spaces and brackets: count from behind it.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = _read(pid, "stat").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) * _TICK_US
 
 
@@ -58,6 +62,13 @@ def raise_file_limit(needed: int) -> None:
 
 def machine(data: Path) -> Machine:
     return Machine(os.cpu_count() or 1, _cpu(), platform.release(), platform.python_version(), _filesystem(data))
+
+
+def _read(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except (FileNotFoundError, ProcessLookupError) as exc:
+        raise Gone(f"process {pid} has ended") from exc
 
 
 def _cpu() -> str:

@@ -15,7 +15,7 @@ from lab.connect import Connect
 from lab.fanout import Fanout
 from lab.install import read_processes
 from lab.latency import Latency
-from lab.proc import NotEnoughFiles, cpu_us, machine, raise_file_limit, rss_bytes
+from lab.proc import Gone, NotEnoughFiles, cpu_us, machine, raise_file_limit, rss_bytes
 from lab.report import Report, as_json, missed, show
 
 CONNECT = Connect(10_000, 0, 0, 5.0, 2_000.0, 150.0, 60.0, 24.0, None)
@@ -100,6 +100,11 @@ def test_figures_of_this_very_process(tmp_path: Path):
     assert rss_bytes(os.getpid()) > 2**20
     assert cpu_us(os.getpid()) > 0
     assert machine(tmp_path).data_filesystem != "unknown"
+
+
+def test_a_process_that_has_ended_is_said_to_be_gone():
+    with pytest.raises(Gone, match="has ended"):
+        cpu_us(2**22 + 1)  # above the highest pid there can be
 
 
 def test_the_command_line_names_what_it_measures():
