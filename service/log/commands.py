@@ -98,7 +98,8 @@ class CommandRunner(Generic[State, Command]):
         """Decide ``command`` on the state of ``subject`` and append what happens.
 
         ``hint`` gives a state that may be stale: it saves a read, and whatever it refuses or calls done is checked
-        on the leader before it is believed. With ``insist`` a command is repeated until the log answers; cancel to give up.
+        on the leader before it is believed. With ``insist`` a command is repeated until the log answers; cancel it to
+        give up.
 
         Raises: Refused (and its kin, from decide), Conflict (others were quicker for 2 s), Unavailable, OutcomeUnknown.
         """

@@ -1,0 +1,1 @@
+"""Nodes: the lease that says a gateway lives."""

@@ -1,0 +1,109 @@
+"""The managers of a process: one per hub, made when first asked for.
+
+Also the commands of the query API, which names the hub with each of them.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from events.errors import SessionNotFound
+from events.ids import GroupName, HubName, Position, SessionId
+from events.selector import Selector
+from events.subjects import HubSubjects
+from service.log.port import EventLog
+from service.sessions.manager import Manager
+from service.sessions.registry import KnownSession
+from service.sessions.router import Call, Outcome
+
+IDLE_HUBS_MAX = 1_024  # managers are small, but anybody can name hubs: those without local sessions make room
+
+Factory = Callable[[HubName], Manager]
+
+
+class Hubs:
+    """Managers by hub. ``factory`` makes one; it is initialised before anybody gets it."""
+
+    def __init__(self, log: EventLog, factory: Factory) -> None:
+        self._log = log
+        self._factory = factory
+        self._managers: dict[HubName, asyncio.Task[Manager]] = {}
+
+    async def manager(self, hub: HubName) -> Manager:
+        """The hub's manager. Raises: what its ``initialize`` raises; then the next call tries again."""
+        making = self._managers.get(hub)
+        if making is None:
+            await self._make_room()
+            making = self._managers.get(hub)
+        if making is None:
+            making = self._managers[hub] = asyncio.ensure_future(self._make(hub))
+        try:
+            # Shielded: others wait for the same manager.
+            return await asyncio.shield(making)
+        except Exception:
+            if self._managers.get(hub) is making and making.done():
+                del self._managers[hub]
+            raise
+
+    async def shutdown(self) -> None:
+        managers, self._managers = self._managers, {}
+        for making in managers.values():
+            manager = await making
+            await manager.shutdown()
+
+    async def invoke(
+        self,
+        hub: HubName,
+        selector: Selector,
+        target: str,
+        arguments: bytes,
+        *,
+        actor: str,
+        caller: SessionId | None = None,
+        key: str | None = None,
+        ttl_ms: int | None = None,
+    ) -> Outcome:
+        """Call sessions of a hub. ``actor`` (``user:<id>`` or ``system:<role>``) owns the key."""
+        manager = await self.manager(hub)
+        user = actor.removeprefix("user:") if actor.startswith("user:") else None
+        return await manager.router.invoke(
+            Call(selector, target, arguments, actor=actor, caller=caller, user=user, key=key, ttl_ms=ttl_ms)
+        )
+
+    async def join(self, hub: HubName, session: SessionId, groups: Sequence[GroupName], *, actor: str) -> Position:
+        """Raises: InvalidName, SessionNotFound, SessionClosed, TooManyGroups, Unavailable."""
+        manager = await self.manager(hub)
+        return self._position(hub, await manager.groups.add(session, *groups, actor=actor))
+
+    async def leave(self, hub: HubName, session: SessionId, groups: Sequence[GroupName], *, actor: str) -> Position:
+        """Raises: SessionNotFound, Unavailable."""
+        manager = await self.manager(hub)
+        return self._position(hub, await manager.groups.remove(session, *groups, actor=actor))
+
+    async def kick(self, hub: HubName, session: SessionId, *, actor: str) -> Position:
+        """Close as ``kicked``; already closed is already done. Raises: SessionNotFound, Unavailable."""
+        manager = await self.manager(hub)
+        await manager.sessions.unregister(session, "kicked", actor=actor)
+        last = await self._log.last(HubSubjects(hub, self._log.partitions).session(session))
+        if last is None:
+            raise SessionNotFound(f"there is no session {session}")
+        return self._at(hub, last.sequence)
+
+    async def _make(self, hub: HubName) -> Manager:
+        manager = self._factory(hub)
+        await manager.initialize()
+        return manager
+
+    async def _make_room(self) -> None:
+        if len(self._managers) < IDLE_HUBS_MAX:
+            return
+        for hub, making in list(self._managers.items()):
+            if making.done() and not making.exception() and not making.result().sessions.local_sessions():
+                del self._managers[hub]
+                await making.result().shutdown()
+                return
+
+    def _position(self, hub: HubName, known: KnownSession) -> Position:
+        return self._at(hub, known.sequence)
+
+    def _at(self, hub: HubName, sequence: int) -> Position:
+        return Position(self._log.epoch, HubSubjects(hub, self._log.partitions).partition, sequence)

@@ -1,0 +1,164 @@
+"""Which sessions there are."""
+
+from typing import Protocol
+
+import msgspec
+
+from events import session
+from events.errors import SessionExists
+from events.ids import HubName, SessionId
+from events.subjects import HubSubjects
+from service.log.author import Author
+from service.log.commands import CommandRunner, Known
+from service.log.port import EventLog
+from service.sessions.local import LocalSessions
+from service.sessions.view import AsOf, GlobalView
+
+SessionRunner = CommandRunner[session.State, session.Command]
+KnownSession = Known[session.State]
+
+
+class NewSession(msgspec.Struct, frozen=True):
+    """A session about to be registered, with its first connection. ``metadata`` is a JSON object or ``null``."""
+
+    session_id: SessionId
+    connection: str
+    node: str = ""
+    incarnation: str = ""
+    user: str | None = None
+    metadata: msgspec.Raw = msgspec.Raw(b"null")
+    resumable: bool = False
+
+    @property
+    def actor(self) -> str:
+        return f"session:{self.session_id}"
+
+
+class SessionRegistry(Protocol):
+    """The sessions of one hub. What was registered exists for every node until it is unregistered."""
+
+    async def initialize(self) -> None: ...
+
+    async def shutdown(self) -> None: ...
+
+    async def register(self, new: NewSession) -> bool:
+        """Open a session; False if the id exists already, on whichever node. The log decides, so exactly one wins.
+
+        Raises: LogUnavailable and its kin; Conflict is resolved inside.
+        """
+        ...
+
+    async def unregister(
+        self,
+        session_id: SessionId,
+        reason: session.Closing = "client",
+        *,
+        actor: str | None = None,
+        connection: str | None = None,
+        insist: bool = False,
+    ) -> bool:
+        """Close a session, which leaves all its groups; False if it was closed already.
+
+        With ``connection``, only while that connection holds it. With ``insist``, until the log answers.
+
+        Raises: SessionNotFound.
+        """
+        ...
+
+    async def get(self, session_id: SessionId) -> KnownSession | None:
+        """The session as the log knows it now, with the sequence of its last event; None if closed or unknown."""
+        ...
+
+    async def exists(self, session_id: SessionId) -> bool: ...
+
+    def local_sessions(self) -> tuple[SessionId, ...]:
+        """The sessions attached to this process."""
+        ...
+
+    async def count(self) -> AsOf[int]:
+        """How many sessions the hub has on all nodes, and the position of which that is true."""
+        ...
+
+    async def ids(self) -> AsOf[tuple[SessionId, ...]]: ...
+
+
+class LogSessionRegistry:
+    """The registry over an :class:`EventLog`."""
+
+    def __init__(
+        self,
+        hub: HubName,
+        log: EventLog,
+        author: Author,
+        runner: SessionRunner,
+        local: LocalSessions,
+        view: GlobalView,
+    ) -> None:
+        self._hub = hub
+        self._subjects = HubSubjects(hub, log.partitions)
+        self._author = author
+        self._runner = runner
+        self._local = local
+        self._view = view
+
+    async def initialize(self) -> None:
+        """Nothing to prepare: the log is connected before there is a registry."""
+
+    async def shutdown(self) -> None:
+        """Sessions outlive the process; only what is known of them here goes."""
+        for session_id in self._local.ids():
+            self._local.forget(session_id)
+
+    async def register(self, new: NewSession) -> bool:
+        command = session.Open(
+            node=new.node,
+            incarnation=new.incarnation,
+            connection=new.connection,
+            user=new.user,
+            metadata=new.metadata,
+            resumable=new.resumable,
+        )
+        # A fresh id is expected to be free: no read before the append, the log refuses if it is not.
+        fresh = Known(session.INITIAL, 0)
+        subject = self._subjects.session(new.session_id)
+        try:
+            executed = await self._runner.execute(subject, command, actor=new.actor, hint=lambda: fresh)
+        except SessionExists:
+            return False
+        self._local.learn(new.session_id, executed.known)
+        return True
+
+    async def unregister(
+        self,
+        session_id: SessionId,
+        reason: session.Closing = "client",
+        *,
+        actor: str | None = None,
+        connection: str | None = None,
+        insist: bool = False,
+    ) -> bool:
+        executed = await self._runner.execute(
+            self._subjects.session(session_id),
+            session.Close(reason, connection),
+            actor=actor or f"session:{session_id}",
+            hint=lambda: self._local.get(session_id),
+            insist=insist,
+        )
+        self._local.learn(session_id, executed.known)
+        return bool(executed.events)
+
+    async def get(self, session_id: SessionId) -> KnownSession | None:
+        known = await self._runner.load(self._subjects.session(session_id))
+        return known if known.state.status in {"active", "detached"} else None
+
+    async def exists(self, session_id: SessionId) -> bool:
+        return await self.get(session_id) is not None
+
+    def local_sessions(self) -> tuple[SessionId, ...]:
+        return self._local.ids()
+
+    async def count(self) -> AsOf[int]:
+        return await self._view.session_count(self._hub)
+
+    async def ids(self) -> AsOf[tuple[SessionId, ...]]:
+        return await self._view.session_ids(self._hub)
