@@ -7,13 +7,12 @@ from collections.abc import Callable
 
 import msgspec
 
-from lab.client import Answer, Crowd, LoadClient, marked_arguments
+from lab.client import Answer, Crowd, LoadClient, NotOpened, marked_arguments
 from lab.install import Install
 from lab.ledger import Ledger, percentile_ms
-from lab.load import TARGET, Progress, new_hub, quiet_collector, require_all_open, until_still
+from lab.load import IDLE_MAX_S, TARGET, Progress, new_hub, quiet_collector, require_all_open, until_still
+from lab.pacer import Pacer
 
-TICK_S = 0.001
-"""The loop's own timer is no finer: above 1,000/s what is due in one tick goes out together."""
 WARM_UP_MAX = 1000
 UNANSWERED_MAX = 20_000
 """Calls without an answer at which the sender waits: beyond it the run would measure a queue."""
@@ -112,18 +111,38 @@ class Sender:
         return self.answered == self.sent
 
     async def send_all(self, on_progress: Callable[[int], None]) -> None:
-        """Each tick sends what is due by the clock, all of it if it is late; time stamps are taken at the write."""
-        started = time.perf_counter()
-        shown = 0
-        while self.sent < self._messages:
-            due = min(self._messages, int((time.perf_counter() - started) * self._plan.rate) + 1)
-            while self.sent < due and self.sent - self.answered < UNANSWERED_MAX:
-                self._send_one()
-            if self.sent - shown >= self._plan.rate // 4:
+        """One with each beat, and what is owed if the loop was late; time stamps are taken at the write."""
+        owed = shown = 0
+        finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def on_beats(beats: int) -> None:
+            nonlocal owed, shown
+            owed += beats
+            try:
+                while owed and self.sent < self._messages and self.sent - self.answered < UNANSWERED_MAX:
+                    owed -= 1
+                    self._send_one()
+            except NotOpened as exc:
+                pacer.stop()
+                finished.set_exception(exc)
+                return
+            if self.sent - shown >= self._plan.rate // 2:
                 shown = self.sent
                 on_progress(shown)
-            await asyncio.sleep(TICK_S)
-        on_progress(self.sent)
+            if self.sent == self._messages:
+                pacer.stop()
+                finished.set_result(None)
+
+        pacer = Pacer(self._plan.rate, on_beats)
+        pacer.start()
+        try:
+            # Twice the time that is due, then a bit: a service that answers nothing must not hold the bench for ever.
+            async with asyncio.timeout(2 * self._messages / self._plan.rate + IDLE_MAX_S):
+                await finished
+        except TimeoutError:
+            return
+        finally:
+            pacer.stop()
 
     def _send_one(self) -> None:
         sent_ns = time.perf_counter_ns()

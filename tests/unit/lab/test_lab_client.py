@@ -14,6 +14,7 @@ from lab.frames import TEXT, client_frame
 from lab.install import Gateway, Install
 from lab.latency import Plan, latency
 from lab.ledger import Tally
+from lab.pacer import Pacer
 
 
 class LeastHub:
@@ -172,3 +173,23 @@ async def test_latency_is_timed_to_every_receiver(monkeypatch: pytest.MonkeyPatc
         assert (found.lost, found.duplicated, found.out_of_order, found.refused) == (0, 0, 0, 0)
         assert found.p50_ms is not None
         assert found.answered_p50_ms is not None
+
+
+async def test_the_pacer_drops_no_beat_even_if_the_loop_was_late():
+    beats: list[int] = []
+    enough = asyncio.Event()
+
+    def on_beats(count: int) -> None:
+        beats.append(count)
+        if sum(beats) >= 50:
+            enough.set()
+
+    pacer = Pacer(5_000, on_beats)
+    pacer.start()
+    until = asyncio.get_running_loop().time() + 0.005
+    while asyncio.get_running_loop().time() < until:
+        pass  # the loop is busy elsewhere for 25 beats
+    async with asyncio.timeout(10):
+        await enough.wait()
+    pacer.stop()
+    assert max(beats) >= 10
