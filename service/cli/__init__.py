@@ -1,0 +1,166 @@
+"""The command line: one function per command, thin. What a command needs is imported when it runs, never before.
+
+Owns the words of ``--help``. It refuses to do anything itself: roots live in ``service.process``.
+"""
+
+import importlib
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="hublog",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help=(
+        "Sessions, groups and calls for any SignalR client, with every event on a log that proves it.\n\n"
+        "Start with [bold]hublog up[/bold]: it brings its own NATS and Postgres. Settings are HUBLOG_* variables; "
+        "[bold]hublog settings[/bold] lists them."
+    ),
+)
+
+ONE_MACHINE = "On one machine"
+PROCESSES = "Processes (what `up` starts, and a cluster runs)"
+TOOLS = "Looking and keeping"
+
+
+def _run(main: Coroutine[Any, Any, Any]) -> Any:
+    import uvloop
+
+    return uvloop.run(main)
+
+
+@app.command(rich_help_panel=ONE_MACHINE)
+def up(
+    gateways: Annotated[int, typer.Option("--gateways", "-g", min=1, max=64, help="How many gateway processes.")] = 2,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where servers keep data, logs and secrets. [HUBLOG_DATA_DIR, .hublog]")
+    ] = None,
+    no_restart: Annotated[
+        bool, typer.Option("--no-restart", help="Leave a process that died dead, and say so.")
+    ] = False,
+) -> None:
+    """Serve everything from this machine until Ctrl-C.
+
+    Starts a real nats-server and a real Postgres, migrates, then runs gateways, projector and api as child processes,
+    and prints what runs where. A second start on the same data directory continues where the first was.
+    HUBLOG_NATS_URL or HUBLOG_POSTGRES_DSN, where set, are used instead of servers of its own.
+    """
+    import msgspec
+    from rich.console import Console
+
+    from service.process.up import run
+    from service.settings import Settings
+
+    settings = Settings.from_environment("up")
+    if data_dir is not None:
+        settings = msgspec.structs.replace(settings, data_dir=data_dir)
+    _run(run(settings, gateways=gateways, restart=not no_restart, console=Console()))
+
+
+@app.command(rich_help_panel=PROCESSES)
+def gateway(
+    index: Annotated[int, typer.Option(min=0, max=99, help="Added to both ports, and part of the node's name.")] = 0,
+) -> None:
+    """Serve SignalR clients: WebSockets in, events out, deliveries back."""
+    from service.process.gateway import run
+    from service.settings import Settings
+
+    _run(run(Settings.from_environment("gateway"), index))
+
+
+@app.command(rich_help_panel=PROCESSES)
+def projector() -> None:
+    """Turn the log into read models in Postgres."""
+    from service.process.projector import run
+    from service.settings import Settings
+
+    _run(run(Settings.from_environment("projector")))
+
+
+@app.command(rich_help_panel=PROCESSES)
+def api() -> None:
+    """Answer questions from the read models, and take commands over HTTP. The routes are at /schema."""
+    from service.process.api import run
+    from service.settings import Settings
+
+    _run(run(Settings.from_environment("api")))
+
+
+@app.command(rich_help_panel=TOOLS)
+def migrate() -> None:
+    """Make or upgrade the streams in NATS and the tables in Postgres. Safe to repeat."""
+    from service.process.migrate import run
+    from service.settings import Settings
+
+    revision, epoch = _run(run(Settings.from_environment("migrate")))
+    typer.echo(f"schema at revision {revision}, log at epoch {epoch}")
+
+
+@app.command(rich_help_panel=TOOLS)
+def tail(
+    hub: Annotated[str | None, typer.Option(help="Only this hub.")] = None,
+    type_: Annotated[
+        str | None, typer.Option("--type", help="Only this type, or all that begin so: session, invocation.requested.")
+    ] = None,
+    session: Annotated[str | None, typer.Option(help="Only what concerns this session.")] = None,
+    group: Annotated[str | None, typer.Option(help="Only what concerns this group.")] = None,
+    after: Annotated[str | None, typer.Option(help="Start behind this position, e.g. k7qd.0-1523.")] = None,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, help="Without --after: start this many events back.")
+    ] = 10,
+    once: Annotated[bool, typer.Option("--once", help="Stop at today's end of the log.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as the API shows events.")] = False,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Of the `hublog up` to look at. [HUBLOG_DATA_DIR, .hublog]")
+    ] = None,
+) -> None:
+    """Follow the log, readably.
+
+    Looks at the NATS of HUBLOG_NATS_URL, or of the `hublog up` that runs on the data directory.
+    """
+    from service.cli.tail import Filter, follow
+
+    chosen = Filter(hub=hub, type=type_, session=session, group=group)
+    try:
+        _run(follow(chosen, after=after, lines=lines, once=once, as_json=json, data_dir=data_dir))
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+@app.command(rich_help_panel=TOOLS)
+def settings(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the table of the README.")] = False,
+) -> None:
+    """List every setting with its default and meaning."""
+    from service.settings import defaults, markdown_table, variables
+
+    if markdown:
+        typer.echo(markdown_table(), nl=False)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("variable", "default", "meaning", show_lines=True)
+    for field, variable in variables().items():
+        table.add_row(variable.name, variable.default_shown(defaults()[field]), variable.doc)
+    Console().print(table)
+
+
+@app.command(
+    rich_help_panel=TOOLS,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def bench(context: typer.Context) -> None:
+    """Measure an install from outside, over the public wire: `hublog bench --help`."""
+    try:
+        lab = importlib.import_module("lab.cli")
+    except ModuleNotFoundError as exc:
+        if exc.name not in {"lab", "lab.cli"}:
+            raise
+        raise typer.BadParameter("the lab is not part of this install; run it from a checkout") from exc
+    lab.app(args=context.args, prog_name="hublog bench")

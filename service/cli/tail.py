@@ -1,0 +1,200 @@
+"""``hublog tail``: the log on a terminal.
+
+Owns the choice of events and the line that each becomes. It reads by the cursor that projections use and refuses to
+interpret: what an event means is said by ``events``.
+"""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from events import codec, invocation, node, session, subjects
+from events.envelope import Envelope, Recorded
+from events.errors import EpochMismatch, HublogError, Misconfigured
+from events.ids import Position, parse_hub, parse_position
+from service.log.jetstream import JetStreamLog
+from service.process.parts import the_log
+from service.settings import Secret, Settings
+from service.up.board import read_processes
+
+TEXT_CHARS_MAX = 120
+COLOURS = {"session": "cyan", "invocation": "green", "node": "magenta", "room": "blue"}
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """What to show; None is everything."""
+
+    hub: str | None = None
+    type: str | None = None
+    session: str | None = None
+    group: str | None = None
+
+    def wants(self, subject: subjects.Subject, envelope: Envelope, event: codec.Event | None) -> bool:
+        return (
+            (self.hub is None or subject.hub == self.hub)
+            and (self.type is None or f"{envelope.type}.".startswith(f"{self.type}."))
+            and (self.session is None or _concerns_session(subject, envelope, event, self.session))
+            and (self.group is None or _concerns_group(subject, event, self.group))
+        )
+
+
+def _concerns_session(subject: subjects.Subject, envelope: Envelope, event: codec.Event | None, wanted: str) -> bool:
+    named = subject.kind in {"session", "inbox"} and subject.name == wanted
+    called = isinstance(event, invocation.Requested) and (event.caller == wanted or wanted in event.sessions)
+    return named or called or envelope.actor == f"session:{wanted}"
+
+
+def _concerns_group(subject: subjects.Subject, event: codec.Event | None, wanted: str) -> bool:
+    named = subject.kind == "group" and subject.name == wanted
+    member = isinstance(event, session.Joined | session.Left | session.Closed) and wanted in event.groups
+    called = isinstance(event, invocation.Requested) and wanted in event.groups
+    return named or member or called
+
+
+async def follow(
+    chosen: Filter,
+    *,
+    after: str | None,
+    lines: int,
+    once: bool,
+    as_json: bool,
+    data_dir: Path | None,
+) -> None:
+    """Print until interrupted, or with ``once`` until the log's end as it is now.
+
+    Raises: InvalidName, InvalidPosition, EpochMismatch, Misconfigured, LogUnavailable, LogMissing, LogDrifted.
+    """
+    if chosen.hub is not None:
+        parse_hub(chosen.hub)
+    settings = _settings(data_dir)
+    console = Console(soft_wrap=True, highlight=False)
+    async with the_log(settings, "hublog tail") as log:
+        starts = await _starts(log, after, lines)
+        ends = {number: await log.last_sequence(number) for number in starts} if once else {}
+
+        async def show(number: int) -> None:
+            """One partition in its order; several are shown as they come."""
+            end = ends.get(number)
+            if end is not None and starts[number] >= end:
+                return
+            async for batch in log.follow(number, starts[number]):
+                for recorded in batch:
+                    if end is not None and recorded.sequence > end:
+                        return
+                    line = _render(log, number, recorded, chosen, _json_line if as_json else _line)
+                    if line is not None:
+                        console.print(line, markup=False)
+                if end is not None and batch and batch[-1].sequence >= end:
+                    return
+
+        async with asyncio.TaskGroup() as partitions:
+            for number in starts:
+                partitions.create_task(show(number))
+
+
+def _settings(data_dir: Path | None) -> Settings:
+    """Those of the environment; without a NATS in it, that of the ``hublog up`` on the data directory."""
+    settings = Settings.from_environment("up")
+    if settings.nats_url is not None and data_dir is None:
+        return settings
+    folder = data_dir or settings.data_dir
+    try:
+        found = next(entry.url for entry in read_processes(folder / "processes.json") if entry.role == "nats")
+    except (OSError, msgspec.DecodeError, StopIteration) as exc:
+        raise Misconfigured(
+            f"no hublog runs on {folder.absolute()}: start `hublog up`, name its --data-dir, or set HUBLOG_NATS_URL"
+        ) from exc
+    assert found is not None
+    return msgspec.structs.replace(settings, nats_url=Secret(found))
+
+
+async def _starts(log: JetStreamLog, after: str | None, lines: int) -> dict[int, int]:
+    """Partition → sequence to start behind. A position is of one partition; the others start at their end."""
+    start: Position | None = None
+    if after is not None:
+        start = parse_position(after)
+        if start.epoch != log.epoch:
+            raise EpochMismatch(f"the log is at epoch {log.epoch}, not {start.epoch}")
+    starts = {}
+    for number in range(log.partitions):
+        last = await log.last_sequence(number)
+        if start is None:
+            starts[number] = max(await log.first_sequence(number) - 1, last - lines)
+        else:
+            starts[number] = start.sequence if number == start.partition else last
+    return starts
+
+
+Show = Callable[[Position, subjects.Subject, Recorded, Envelope, codec.Event | None], Text | str]
+
+
+def _render(log: JetStreamLog, number: int, recorded: Recorded, chosen: Filter, show: Show) -> Text | str | None:
+    """The line of one event, None where it is not wanted. What cannot be read is shown as such, never hidden."""
+    position = Position(log.epoch, number, recorded.sequence)
+    subject = subjects.parse(recorded.subject)
+    try:
+        envelope = codec.envelope(recorded.payload)
+    except HublogError as exc:
+        return Text(f"{position}  {recorded.subject}  {exc.wire()}", style="red")
+    try:
+        event: codec.Event | None = codec.event_of(envelope)
+    except HublogError:
+        event = None
+    return show(position, subject, recorded, envelope, event) if chosen.wants(subject, envelope, event) else None
+
+
+def _json_line(
+    position: Position, _subject: subjects.Subject, recorded: Recorded, envelope: Envelope, _event: codec.Event | None
+) -> str:
+    shown = {**msgspec.structs.asdict(envelope), "position": str(position), "subject": recorded.subject}
+    return msgspec.json.encode(shown).decode()
+
+
+def _line(
+    position: Position, subject: subjects.Subject, _recorded: Recorded, envelope: Envelope, event: codec.Event | None
+) -> Text:
+    kind, _, rest = envelope.type.partition(".")
+    colour = COLOURS.get(kind, "white")
+    line = Text()
+    line.append(f"{position!s:<14} ", style="dim")
+    line.append(f"{envelope.at[11:23]} ", style="dim")
+    line.append(f"{subject.hub:<12} ", style="bold")
+    line.append(f"{kind}.{rest.rpartition('.v')[0] or rest:<12} ", style=colour)
+    line.append(_short(_where(subject)), style="yellow")
+    line.append("  " + _what(event))
+    line.append(f"  by {envelope.actor}", style="dim")
+    return line
+
+
+def _where(subject: subjects.Subject) -> str:
+    return subject.kind if subject.name is None else f"{subject.kind} {subject.name}"
+
+
+def _what(event: codec.Event | None) -> str:
+    """What happened, in a few words."""
+    match event:
+        case session.Opened():
+            return f"user {event.user or 'none'} on {event.node}"
+        case session.Attached():
+            return f"on {event.node}, generation {event.generation}"
+        case session.Detached() | session.Closed():
+            return event.reason
+        case session.Joined() | session.Left():
+            return _short(", ".join(event.groups))
+        case invocation.Requested():
+            arguments = bytes(event.arguments).decode("utf-8", "replace")
+            return _short(f"{event.target}({arguments[1:-1]})")
+        case invocation.Answered() | invocation.Cancelled() | invocation.Expired():
+            return str(event.invocation)
+        case node.Started() | node.Draining() | node.Lost() | node.Delivered():
+            return f"incarnation {event.incarnation}"
+        case _:
+            return ""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= TEXT_CHARS_MAX else text[: TEXT_CHARS_MAX - 1] + "…"

@@ -1,0 +1,55 @@
+"""What every process of the service does alike: its logs, its admin port, and stopping when told.
+
+Owns the signals. It refuses to know the roles; each has a root of its own beside this file.
+"""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import structlog
+
+from service.admin import Check, admin_app, serving
+from service.settings import Settings
+from service.telemetry import Metrics, configure_logging
+
+log = structlog.get_logger(__name__)
+
+
+def stop_signal() -> asyncio.Event:
+    """Set at the first SIGTERM or SIGINT. A second one ends the process at once, as if nobody listened."""
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+
+    def tell() -> None:
+        told.set()
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(sig)
+
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sig, tell)
+    return told
+
+
+@asynccontextmanager
+async def operable(
+    settings: Settings,
+    role: str,
+    instance: str,
+    *,
+    offset: int,
+    told_to_stop: asyncio.Event,
+    checks: Mapping[str, Check],
+) -> AsyncIterator[Metrics]:
+    """Logs, metrics and the admin port at base + ``offset``, until left. Raises: Misconfigured."""
+    configure_logging(settings.log_level, process=instance)
+    metrics = Metrics(role, instance)
+    app = admin_app(metrics, {**checks, "draining": lambda: "told to stop" if told_to_stop.is_set() else None})
+    try:
+        async with serving(app, settings.host, settings.admin_port + offset, setting="HUBLOG_ADMIN_PORT"):
+            log.info("process_started", role=role, admin_port=settings.admin_port + offset)
+            yield metrics
+    finally:
+        metrics.shutdown()
+        log.info("process_stopped", role=role)

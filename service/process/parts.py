@@ -1,0 +1,29 @@
+"""The part that every root connects alike: the log."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from service.admin import Check
+from service.log.jetstream import JetStreamLog, jetstream_log
+from service.settings import Settings
+
+
+@asynccontextmanager
+async def the_log(settings: Settings, name: str) -> AsyncIterator[JetStreamLog]:
+    """The log as ``hublog migrate`` made it. Raises: LogUnavailable, LogMissing, LogDrifted."""
+    assert settings.nats_url is not None
+    log = await jetstream_log(
+        settings.nats_url.reveal(),
+        name=name,
+        partitions=settings.partitions,
+        max_age_s=settings.max_age_s,
+        duplicate_window_s=settings.duplicate_window_s,
+    )
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+def nats_check(log: JetStreamLog) -> Check:
+    return lambda: None if log.connected else "not connected to NATS (HUBLOG_NATS_URL)"
