@@ -31,6 +31,12 @@ Done = Callable[[Stored | HublogError], None]
 OnMessage = Callable[[str, int, int, bytes], None]
 
 
+def must_be(subject: str, *, conditional: bool) -> None:
+    """Raises: ValueError when a subject is about to be written the way that only the other kind may be (ADR 0004)."""
+    if (subject.endswith(".log") or subject.split(".", 4)[3] == "r") != conditional:
+        raise ValueError(f"{subject} is written {'un' if conditional else ''}conditionally")
+
+
 class EventLog(Protocol):
     """P partitions, each a totally ordered, durable sequence of events.
 

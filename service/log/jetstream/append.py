@@ -30,7 +30,7 @@ from events.subjects import partition
 from service.log.jetstream.client import SyncClient
 from service.log.jetstream.read import Reader
 from service.log.jetstream.replies import NO_RESPONDERS, ApiError, Replies
-from service.log.port import APPEND_EVENTS_MAX, CONDITIONAL_DEADLINE_S, PUBLISH_DEADLINE_S, Done, Stored
+from service.log.port import APPEND_EVENTS_MAX, CONDITIONAL_DEADLINE_S, PUBLISH_DEADLINE_S, Done, Stored, must_be
 
 IN_FLIGHT_MAX = 2_000  # per partition and process; the server buffers 10,000 per stream before it answers 429
 HELD_MAX = 8_000  # waiting behind them; beyond: LogOverloaded
@@ -302,6 +302,7 @@ class Writer:
 
     def submit(self, subject: str, event: NewEvent, done: Done) -> None:
         """See ``EventLog.submit``. ``done`` is never called from inside."""
+        must_be(subject, conditional=False)
         loop = asyncio.get_running_loop()
         if self._closed or not self._client.connected:
             loop.call_soon(_tell, done, LogUnavailable("there is no connection to NATS; nothing was sent"))
@@ -350,6 +351,7 @@ class Writer:
         are the same, so of all copies at most one is ever stored, however late one arrives, and the answer to the last
         one is final.
         """
+        must_be(subject, conditional=True)
         if not 1 <= len(events) <= APPEND_EVENTS_MAX:
             raise ValueError(f"1 to {APPEND_EVENTS_MAX} events in one append, got {len(events)}")
         clock = asyncio.get_running_loop().time
