@@ -5,6 +5,7 @@ Owns the order of things, and that whatever was started ends. ``run`` is what th
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -53,7 +54,18 @@ def run(options: Options, progress: Progress) -> Report:
     )
     # Before anything is started: the gateways inherit the limit.
     raise_file_limit(needed + options.receivers + SPARE_FILES)
-    return uvloop.run(_run(options, progress))
+    return uvloop.run(_until_told(options, progress))
+
+
+async def _until_told(options: Options, progress: Progress) -> Report:
+    """SIGTERM ends a run as Ctrl-C does: what it started is stopped, and its data removed."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        return await _run(options, progress)
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 def stages(options: Options) -> list[tuple[str, str]]:

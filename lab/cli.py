@@ -17,6 +17,7 @@ from lab.proc import Gone, NotEnoughFiles
 
 app = typer.Typer(
     no_args_is_help=True,
+    add_completion=False,
     help="Measure an installation: one started for the purpose, or a running one (--url, --processes).",
 )
 
