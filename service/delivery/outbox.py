@@ -37,10 +37,13 @@ class Outbox:
                 self._slow()
 
     def uncork(self, first: bytes) -> None:
-        """Write the answer to the handshake, then what came in the meantime."""
-        waiting, self._corked, self.written = self._corked or [], None, 0
-        self.write(first)
-        for frame in waiting:
+        """Write ``first``, and behind it whatever waited for it."""
+        waiting, self._corked = self._corked, None
+        if waiting is None:
+            self.write(first)
+            return
+        self.written = 0
+        for frame in (first, *waiting):
             self.write(frame)
 
     def check_age(self, now_s: float, age_max_s: float) -> None:

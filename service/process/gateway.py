@@ -1,16 +1,154 @@
-"""The root of ``hublog gateway``."""
+"""The root of ``hublog gateway``: one node."""
 
+import asyncio
+import importlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+import structlog
+
+from events.errors import HublogError, Misconfigured
+from events.ids import HubName
+from service.admin import serving
+from service.delivery import repair
+from service.delivery.feed import Dispatcher
+from service.gateway.context import GatewayContext
+from service.gateway.server import GatewayServer
+from service.gateway.signalr import json_format
+from service.gateway.signalr.framing import text_frame
+from service.gateway.signalr.machine import Limits
+from service.gateway.tokens import KeyRing
+from service.log.author import Author
+from service.log.jetstream import JetStreamLog
+from service.nodes.lease import Lease
 from service.process.lifecycle import operable, stop_signal
 from service.process.parts import nats_check, the_log
+from service.sessions.hubs import Factory, Hubs
+from service.sessions.manager import Manager, session_manager
+from service.sessions.view import GlobalView, LogView
 from service.settings import Settings
+from service.telemetry import Metrics
+
+_log = structlog.get_logger(__name__)
 
 
 async def run(settings: Settings, index: int) -> None:
     """Serve until told to stop. Raises: Misconfigured, LogUnavailable, LogMissing, LogDrifted."""
     told_to_stop = stop_signal()
     node = settings.node_name(index)
-    async with (
-        the_log(settings, node) as log,
-        operable(settings, "gateway", node, offset=index, told_to_stop=told_to_stop, checks={"nats": nats_check(log)}),
-    ):
-        await told_to_stop.wait()
+    port = settings.gateway_port + index
+    async with the_log(settings, node) as log:
+        author = Author()
+        hubs = Hubs(log, _factory(settings, log, author))
+        lease = Lease(node, version("hublog-service"), f"http://{settings.host}:{port}", log, log, author)
+        dispatchers = [Dispatcher(number, log, log, _encode) for number in range(log.partitions)]
+        context = GatewayContext(
+            node=node,
+            incarnation=lease.incarnation,
+            author=author,
+            hubs=hubs,
+            dispatchers=dispatchers,
+            limits=Limits(
+                record_bytes_max=settings.message_bytes_max,
+                ping_s=settings.ping_interval_s,
+                silence_s=settings.client_timeout_s,
+                handshake_s=settings.handshake_timeout_s,
+            ),
+            outbox_bytes_max=settings.outbox_bytes_max,
+            outbox_age_s=settings.outbox_age_s,
+        )
+        assert settings.secrets is not None
+        server = GatewayServer(context, KeyRing.parse(settings.secrets.reveal()), settings.allowed_origins)
+        checks = {"nats": nats_check(log)}
+        async with (
+            operable(settings, "gateway", node, offset=index, told_to_stop=told_to_stop, checks=checks) as metrics,
+            _rounds(dispatchers, lease, server),
+            serving(server.app(), settings.host, port, setting="HUBLOG_GATEWAY_PORT"),
+        ):
+            _measure(metrics, server, dispatchers)
+            await told_to_stop.wait()
+            await server.drain(settings.drain_s)
+            await _say_goodbye(lease)
+        await hubs.shutdown()
+
+
+@asynccontextmanager
+async def _rounds(dispatchers: list[Dispatcher], lease: Lease, server: GatewayServer) -> AsyncIterator[None]:
+    """The services of the process, from the lease on; they end together."""
+    await lease.start()
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(repair.run(dispatcher)) for dispatcher in dispatchers]
+        tasks += [group.create_task(lease.keep()), group.create_task(server.tick())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+async def _say_goodbye(lease: Lease) -> None:
+    try:
+        await lease.drain()
+    except HublogError as error:
+        _log.warning("node.left_silently", node=lease.node, code=error.code)
+
+
+def _encode(target: str, arguments: bytes) -> bytes:
+    """One event as one frame: the same bytes for every connection."""
+    return text_frame(json_format.invocation(target, arguments))
+
+
+def _factory(settings: Settings, log: JetStreamLog, author: Author) -> Factory:
+    """The managers that ship, or the user's own from ``HUBLOG_SESSION_MANAGER``."""
+    view: GlobalView = LogView(log)
+    ttl_ms_max = int(settings.max_age_s * 1_000)
+    if settings.session_manager is None:
+
+        def make(hub: HubName) -> Manager:
+            return session_manager(hub, log, author=author, view=view, ttl_ms_max=ttl_ms_max)
+
+        return make
+    module, _, name = settings.session_manager.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as exc:
+        raise Misconfigured(f"HUBLOG_SESSION_MANAGER={settings.session_manager} cannot be loaded: {exc}") from exc
+
+    def make_own(hub: HubName) -> Manager:
+        manager: Manager = factory(hub, log)
+        return manager
+
+    return make_own
+
+
+def _measure(metrics: Metrics, server: GatewayServer, dispatchers: list[Dispatcher]) -> None:
+    """Numbers that are kept anyway, made readable."""
+    counters = server.context.counters
+    metrics.gauge("hublog_connections", "Open connections.", lambda: len(server.connections))
+    metrics.counter("hublog_sessions_opened", "Sessions opened here.", lambda: counters.opened)
+    metrics.counter("hublog_sessions_closed", "Sessions closed here.", lambda: counters.closed)
+    metrics.counter("hublog_calls_failed", "Calls answered with an error.", lambda: counters.failed_calls)
+    metrics.counter("hublog_slow_consumers", "Connections cut because they did not read.", lambda: counters.slow)
+    metrics.counter("hublog_client_timeouts", "Connections that fell silent.", lambda: counters.timeouts)
+    metrics.counter(
+        "hublog_deliveries", "Messages written to connections.", lambda: sum(d.counters.deliveries for d in dispatchers)
+    )
+    metrics.counter(
+        "hublog_delivery_holds",
+        "Times that delivery waited for the log.",
+        lambda: sum(d.counters.holds for d in dispatchers),
+    )
+    metrics.counter(
+        "hublog_delivery_repaired",
+        "Events read because the feed missed them.",
+        lambda: sum(d.counters.repaired for d in dispatchers),
+    )
+    metrics.counter(
+        "hublog_delivery_tail_repairs",
+        "Lost last messages found.",
+        lambda: sum(d.counters.tail_repairs for d in dispatchers),
+    )
+    metrics.counter(
+        "hublog_delivery_holes", "Connections closed over a hole.", lambda: sum(d.counters.holes for d in dispatchers)
+    )

@@ -1,0 +1,320 @@
+"""One client's connection: the protocol machine on one side, its session on the other.
+
+Owns the order of a connection's calls and how the connection ends. Knows no WebSocket: the transport gives it the
+payloads of text frames, a way to write, and a way to close.
+"""
+
+import asyncio
+import time
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from events import session
+from events.errors import (
+    ClientTimeout,
+    Hole,
+    HublogError,
+    Internal,
+    Kicked,
+    LogUnavailable,
+    NotAvailable,
+    SessionExists,
+    ShuttingDown,
+    SlowConsumer,
+)
+from events.ids import HubName, SessionId
+from service.delivery.interest import Receiver
+from service.delivery.outbox import Outbox
+from service.gateway.context import GatewayContext
+from service.gateway.methods import METHODS, invoke
+from service.gateway.signalr import json_format
+from service.gateway.signalr.framing import text_frame
+from service.gateway.signalr.machine import HubMachine, Phase
+from service.gateway.signalr.messages import (
+    CloseReceived,
+    HandshakeReceived,
+    Incoming,
+    InvocationReceived,
+    PingDue,
+    Refusal,
+)
+from service.log.commands import Known
+from service.sessions.manager import Manager
+from service.sessions.registry import NewSession
+
+CALLS_AT_ONCE_MAX = 256  # calls of one connection that are on their way to the log; beyond it we stop reading
+
+_log = structlog.get_logger(__name__)
+
+
+class Wire(Protocol):
+    """What a transport lends to a connection."""
+
+    @property
+    def transport(self) -> asyncio.WriteTransport: ...
+
+    def close(self) -> None:
+        """Close politely, behind what was written. Returns at once."""
+        ...
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """Who connects, as the request says. ``refusal``: why the handshake will be refused."""
+
+    hub: HubName
+    connection: str
+    user: str | None = None
+    metadata: msgspec.Raw = msgspec.Raw(b"null")
+    refusal: HublogError | None = None
+
+
+class Connection:
+    """Serves one client from its handshake to its end. All methods run on the loop of the process."""
+
+    __slots__ = (
+        "_calls",
+        "_ended",
+        "_idle",
+        "_reason",
+        "_wire",
+        "context",
+        "id",
+        "machine",
+        "manager",
+        "outbox",
+        "peer",
+        "receiver",
+        "session_id",
+        "written_seen",
+    )
+
+    def __init__(self, context: GatewayContext, peer: Peer, wire: Wire) -> None:
+        self.context = context
+        self.peer = peer
+        self.id = peer.connection
+        self.machine = HubMachine(time.monotonic(), context.limits)
+        self.outbox = Outbox(wire.transport, context.outbox_bytes_max, self._slow)
+        self.manager: Manager | None = None
+        self.receiver: Receiver | None = None
+        self.session_id = SessionId("")
+        self.written_seen = 0
+        self._wire = wire
+        self._calls = 0
+        self._idle: asyncio.Event | None = None
+        self._ended = False
+        self._reason: session.Closing | None = "transport_error"
+
+    @property
+    def user(self) -> str | None:
+        return self.peer.user
+
+    # ---------------------------------------------------------------- what comes in
+
+    async def receive(self, payload: bytes) -> None:
+        """The payload of one text frame. What it asks for is done, in order, when this returns; invokes may go on."""
+        for incoming in self.machine.receive(payload, time.monotonic()):
+            await self._handle(incoming)
+            if self._ended:
+                return
+
+    async def _handle(self, incoming: Incoming) -> None:
+        if isinstance(incoming, InvocationReceived):
+            await self._call(incoming)
+        elif isinstance(incoming, Refusal):
+            self.context.counters.refused += 1
+            if incoming.fatal:
+                self.outbox.uncork(text_frame(incoming.reply))
+                self._end("transport_error")
+            else:
+                self.outbox.write(text_frame(incoming.reply))
+        elif isinstance(incoming, HandshakeReceived):
+            await self._open()
+        elif isinstance(incoming, CloseReceived):
+            self._end("client")
+
+    async def _call(self, call: InvocationReceived) -> None:
+        """``hub.invoke`` goes out at once and is answered by the log; any other method waits for those before it."""
+        try:
+            if call.target == "hub.invoke":
+                if self._calls >= CALLS_AT_ONCE_MAX:
+                    await self._calls_below(CALLS_AT_ONCE_MAX)
+                await invoke.submit(self, call)
+                return
+            method = METHODS.find(call.target)
+            await self._calls_below(1)
+            result = await method(self, call.arguments)
+        except HublogError as error:
+            self.answer_error(call.invocation_id, error)
+        except Exception as exc:  # noqa: BLE001  a defect in one method stays with its caller
+            _log.exception("method.failed", target=call.target[:64], session_id=self.session_id)
+            self.answer_error(call.invocation_id, Internal(f"{call.target[:64]} failed: {type(exc).__name__}"))
+        else:
+            self.answer(call.invocation_id, result)
+
+    # ---------------------------------------------------------------- answers
+
+    def answer(self, invocation_id: str | None, result: bytes) -> None:
+        """Complete a call with a raw JSON value; a call without an id wants no answer."""
+        if invocation_id is not None:
+            self.outbox.write(text_frame(json_format.completion_result(invocation_id, result)))
+
+    def answer_error(self, invocation_id: str | None, error: HublogError) -> None:
+        self.context.counters.failed_calls += 1
+        if invocation_id is not None:
+            self.outbox.write(text_frame(json_format.completion_error(invocation_id, error.wire())))
+
+    def call_started(self) -> None:
+        """A call is on its way to the log."""
+        self._calls += 1
+
+    def call_answered(self) -> None:
+        self._calls -= 1
+        if self._idle is not None:
+            self._idle.set()
+
+    async def _calls_below(self, limit: int) -> None:
+        while self._calls >= limit:
+            self._idle = asyncio.Event()
+            await self._idle.wait()
+            self._idle = None
+
+    # ---------------------------------------------------------------- the session
+
+    async def _open(self) -> None:
+        """The session is heard, then opened; the handshake is answered when the log has it."""
+        context, peer = self.context, self.peer
+        try:
+            if peer.refusal is not None:
+                raise peer.refusal
+            if context.draining:
+                raise ShuttingDown("this node is going away")
+            manager = await context.hubs.manager(peer.hub)
+            if self._ended:
+                return
+            session_id = context.author.new_session()
+            receiver = Receiver(session_id, peer.user, self.outbox, self._own_event, self._hole)
+            context.dispatcher(peer.hub).interest.expect(context.subjects(peer.hub), receiver)
+            self.receiver, self.session_id, self.manager = receiver, session_id, manager
+            opened = await manager.sessions.register(
+                NewSession(
+                    session_id=session_id,
+                    connection=self.id,
+                    node=context.node,
+                    incarnation=context.incarnation,
+                    user=peer.user,
+                    metadata=peer.metadata,
+                )
+            )
+            if not opened:
+                raise SessionExists("the session id is taken")
+        except HublogError as error:
+            self.end(error, "transport_error")
+            return
+        accepted = self.machine.accept(time.monotonic())
+        if accepted and not self._ended:
+            context.counters.opened += 1
+            self.outbox.uncork(text_frame(accepted))
+
+    def _own_event(self, event: session.Event, state: session.State, sequence: int) -> None:
+        """One of the session's own events came by in the feed."""
+        if self.manager is not None:
+            self.manager.local.learn(self.session_id, Known(state, sequence))
+        if isinstance(event, session.Closed) and not self._ended:
+            self._reason = None  # already closed: nothing to append
+            self.end(Kicked(f"the session was closed: {event.reason}"), None)
+
+    # ---------------------------------------------------------------- the end
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+    def tick(self, now_s: float) -> None:
+        """Timers: pings, silence, and what waits too long in the outbox. About once a second."""
+        if self.outbox.written != self.written_seen:
+            self.written_seen = self.outbox.written
+            self.machine.sent(now_s)
+        due = self.machine.tick(now_s)
+        if isinstance(due, PingDue):
+            self.outbox.write(text_frame(due.reply))
+            self.machine.sent(now_s)
+        elif due is not None:
+            self.context.counters.timeouts += 1
+            self.outbox.uncork(text_frame(due.reply))
+            self._end("timeout" if isinstance(due.error, ClientTimeout) else "transport_error")
+        self.outbox.check_age(now_s, self.context.outbox_age_s)
+
+    def end(
+        self, error: HublogError | None, reason: session.Closing | None, *, allow_reconnect: bool | None = None
+    ) -> None:
+        """Say why and close the connection. ``reason`` is what the session is closed as (None: it is closed)."""
+        if self._ended:
+            return
+        opening = self.machine.phase in {Phase.HANDSHAKE, Phase.OPENING}
+        said = self.machine.end(error, allow_reconnect=allow_reconnect)
+        if said:
+            if opening:
+                self.outbox.uncork(text_frame(said))
+            else:
+                self.outbox.write(text_frame(said))
+        self._end(reason)
+
+    def lost(self) -> None:
+        """The transport is gone. Whatever reason was given before stands."""
+        self._end("transport_error")
+
+    def _end(self, reason: session.Closing | None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        if self._reason is not None:
+            self._reason = reason
+        self.outbox.close()
+        self._wire.close()
+        if self.receiver is not None and self.receiver.hub is not None:
+            self.context.dispatcher(self.peer.hub).interest.release(self.receiver)
+        if self.manager is not None:
+            self.context.closings.start(self._close_session(self.manager))
+
+    async def _close_session(self, manager: Manager) -> None:
+        """Append the end of the session, until the log answers; only while this connection holds it."""
+        try:
+            if self._reason is not None:
+                await manager.sessions.unregister(
+                    self.session_id, self._reason, actor="system:gateway", connection=self.id, insist=True
+                )
+        except HublogError as error:
+            # Never opened (the append was refused), or damaged beyond what waiting can mend.
+            if not isinstance(error, LogUnavailable) and error.code != "session_not_found":
+                _log.error("session.not_closed", session_id=self.session_id, code=error.code)
+        finally:
+            manager.local.forget(self.session_id)
+            self.context.counters.closed += 1
+
+    def _slow(self) -> None:
+        """The client does not read. A Close would wait behind everything else: the connection is cut instead."""
+        if self._ended:
+            return
+        self.context.counters.slow += 1
+        error = SlowConsumer("the client does not read what it is sent")
+        _log.info("connection.slow", session_id=self.session_id, code=error.code)
+        self.machine.end(error)
+        self._end("slow_consumer")
+        self.outbox.abort()
+
+    def _hole(self, sequence: int) -> None:
+        if self._ended:
+            return
+        _log.warning("connection.hole", session_id=self.session_id, sequence=sequence)
+        self.end(Hole("a message can no longer be delivered in order"), "hole", allow_reconnect=True)
+
+
+def refused_options(query: dict[str, str]) -> HublogError | None:
+    """What a client asks for when connecting that does not exist yet."""
+    if query.get("resume"):
+        return NotAvailable("resuming a session is not available")
+    if query.get("resumable", "0") not in {"0", "false", ""}:
+        return NotAvailable("resumable sessions are not available")
+    return None

@@ -1,0 +1,84 @@
+"""What all connections of one gateway process share: made once by the composition root."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from events.ids import HubName
+from events.subjects import HubSubjects
+from service.delivery.feed import Dispatcher
+from service.gateway.signalr.machine import Limits
+from service.log.author import Author
+from service.sessions.hubs import Hubs
+
+
+class Counters:
+    """Plain ints, exported by observable instruments."""
+
+    __slots__ = ("closed", "failed_calls", "opened", "refused", "slow", "timeouts")
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.closed = 0
+        self.refused = 0
+        self.failed_calls = 0
+        self.timeouts = 0
+        self.slow = 0
+
+
+class Closings:
+    """Sessions that are being closed after their connection went; the process waits for them when it stops."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, closing: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(closing)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    async def finish(self, timeout_s: float) -> int:
+        """Wait for those under way; returns how many were given up."""
+        if not self._tasks:
+            return 0
+        _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
+        for task in late:
+            task.cancel()
+        return len(late)
+
+
+class GatewayContext:
+    """The node, its dispatchers and managers, and the limits of every connection."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        incarnation: str,
+        author: Author,
+        hubs: Hubs,
+        dispatchers: Sequence[Dispatcher],
+        limits: Limits,
+        outbox_bytes_max: int,
+        outbox_age_s: float,
+    ) -> None:
+        self.node = node
+        self.incarnation = incarnation
+        self.author = author
+        self.hubs = hubs
+        self.dispatchers = dispatchers
+        self.limits = limits
+        self.outbox_bytes_max = outbox_bytes_max
+        self.outbox_age_s = outbox_age_s
+        self.counters = Counters()
+        self.closings = Closings()
+        self.draining = False
+
+    def subjects(self, hub: HubName) -> HubSubjects:
+        return HubSubjects(hub, len(self.dispatchers))
+
+    def dispatcher(self, hub: HubName) -> Dispatcher:
+        return self.dispatchers[self.subjects(hub).partition]

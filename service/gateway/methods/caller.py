@@ -1,0 +1,36 @@
+"""What a method needs of the connection that calls it."""
+
+from typing import Protocol
+
+from events.errors import HublogError
+from events.ids import SessionId
+from service.delivery.interest import Receiver
+from service.gateway.context import GatewayContext
+from service.sessions.manager import Manager
+
+
+class Caller(Protocol):
+    """A connection whose session is open."""
+
+    @property
+    def context(self) -> GatewayContext: ...
+
+    @property
+    def manager(self) -> Manager | None: ...
+
+    @property
+    def receiver(self) -> Receiver | None: ...
+
+    @property
+    def session_id(self) -> SessionId: ...
+
+    @property
+    def user(self) -> str | None: ...
+
+    def answer(self, invocation_id: str | None, result: bytes) -> None: ...
+
+    def answer_error(self, invocation_id: str | None, error: HublogError) -> None: ...
+
+    def call_started(self) -> None: ...
+
+    def call_answered(self) -> None: ...

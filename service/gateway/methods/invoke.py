@@ -1,0 +1,77 @@
+"""``hub.invoke(selector, target, arguments, options?)``: the hot path in.
+
+Arguments stay the bytes that the client sent. The call is on its way to the log when :func:`submit` returns, and is
+answered from the acknowledgement; calls of one connection keep their order.
+"""
+
+import msgspec
+
+from events.errors import HublogError, InvalidArguments, InvalidOption, InvalidSelector
+from events.selector import Selector
+from service.gateway.methods.caller import Caller
+from service.gateway.signalr.messages import InvocationReceived
+from service.sessions.router import Call, Outcome
+
+
+class _Options(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    key: str | None = None
+    ttl_ms: int | None = None
+
+
+class _Arguments(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    selector: Selector
+    target: str
+    arguments: msgspec.Raw
+    options: _Options | None = None
+
+
+_arguments = msgspec.json.Decoder(_Arguments)
+_encode = msgspec.json.Encoder().encode
+
+
+async def submit(caller: Caller, call: InvocationReceived) -> None:
+    """Send the call on its way; wait only for what its order needs. Raises: HublogError where nothing was sent."""
+    asked = _read(call.arguments)
+    manager = caller.manager
+    assert manager is not None, "methods are called on open sessions only"
+    invocation_id = call.invocation_id
+
+    def answer(outcome: Outcome | HublogError) -> None:
+        caller.call_answered()
+        if isinstance(outcome, HublogError):
+            caller.answer_error(invocation_id, outcome)
+        else:
+            caller.answer(invocation_id, _encode(outcome))
+
+    options = asked.options
+    request = Call(
+        asked.selector,
+        asked.target,
+        bytes(asked.arguments),
+        actor=f"session:{caller.session_id}",
+        caller=caller.session_id,
+        user=caller.user,
+        key=options.key if options is not None else None,
+        ttl_ms=options.ttl_ms if options is not None else None,
+    )
+    caller.call_started()
+    try:
+        first = manager.router.submit(request, answer)
+    except HublogError:
+        caller.call_answered()
+        raise
+    if first is not None:
+        await first
+
+
+def _read(raw: bytes) -> _Arguments:
+    """Raises: InvalidSelector, InvalidOption, InvalidArguments."""
+    try:
+        return _arguments.decode(raw)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+        said = str(exc)
+        if "`$[0]" in said:
+            raise InvalidSelector(f"the selector cannot be read: {said}") from exc
+        if "`$[3]" in said:
+            raise InvalidOption(f"the options cannot be read: {said}") from exc
+        raise InvalidArguments(f"hub.invoke takes (selector, target, arguments, options?): {said}") from exc

@@ -1,0 +1,159 @@
+"""``hub.session``, ``hub.join``, ``hub.leave``, ``hub.leaveAll``, ``hub.groups``: arguments in, raw JSON out."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from events.errors import InvalidArguments, MethodNotFound, NotAvailable, SessionClosed
+from events.ids import Position, SessionId, parse_name
+from service.gateway.methods.caller import Caller
+from service.sessions.manager import Manager
+from service.sessions.registry import KnownSession
+
+Method = Callable[[Caller, bytes], Awaitable[bytes]]
+
+
+class SessionAnswer(msgspec.Struct, frozen=True, rename="camel"):
+    """What ``hub.session()`` answers. ``resume_token`` and ``resync`` are null while sessions cannot be resumed."""
+
+    session_id: SessionId
+    user_id: str | None
+    resume_token: str | None
+    cursor: str
+    groups: list[str]
+    resumed: bool
+    resync: str | None
+
+
+class MembershipAnswer(msgspec.Struct, frozen=True, rename="camel"):
+    """``position`` of the change (or of the session's last event, if nothing changed); all ``groups`` afterwards."""
+
+    position: str
+    groups: list[str]
+
+
+class _NoArguments(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    pass
+
+
+class _GroupArguments(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    groups: str | list[str]
+
+
+async def hub_session(caller: Caller, raw: bytes) -> bytes:
+    _arguments(raw, _NoArguments)
+    known = await _known(caller)
+    return msgspec.json.encode(
+        SessionAnswer(
+            session_id=caller.session_id,
+            user_id=caller.user,
+            resume_token=None,
+            cursor=_cursor(caller),
+            groups=sorted(known.state.groups),
+            resumed=False,
+            resync=None,
+        )
+    )
+
+
+async def hub_join(caller: Caller, raw: bytes) -> bytes:
+    groups = _groups(raw)
+    receiver = caller.receiver
+    for group in groups:
+        parse_name(group, "group")
+        if receiver is not None and receiver.hub is not None:
+            # Heard before the append, so that nothing behind the `joined` can be missed.
+            receiver.hub.expect_group(group)
+    return _membership(caller, await _manager(caller).groups.add(caller.session_id, *groups))
+
+
+async def hub_leave(caller: Caller, raw: bytes) -> bytes:
+    return _membership(caller, await _manager(caller).groups.remove(caller.session_id, *_groups(raw)))
+
+
+async def hub_leave_all(caller: Caller, raw: bytes) -> bytes:
+    _arguments(raw, _NoArguments)
+    return _membership(caller, await _manager(caller).groups.remove_from_all(caller.session_id))
+
+
+async def hub_groups(caller: Caller, raw: bytes) -> bytes:
+    _arguments(raw, _NoArguments)
+    return msgspec.json.encode(sorted((await _known(caller)).state.groups))
+
+
+async def hub_resume(_caller: Caller, _raw: bytes) -> bytes:
+    raise NotAvailable("resuming a session is not available")
+
+
+class _Methods:
+    def __init__(self, by_name: dict[str, Method]) -> None:
+        self._by_name = by_name
+
+    def find(self, target: str) -> Method:
+        """Raises: MethodNotFound."""
+        method = self._by_name.get(target)
+        if method is None:
+            raise MethodNotFound(f"there is no method {target[:64]!r}")
+        return method
+
+
+METHODS = _Methods(
+    {
+        "hub.session": hub_session,
+        "hub.join": hub_join,
+        "hub.leave": hub_leave,
+        "hub.leaveAll": hub_leave_all,
+        "hub.groups": hub_groups,
+        "hub.resume": hub_resume,
+    }
+)
+
+
+def _arguments(raw: bytes, shape: type[Any]) -> Any:
+    """Raises: InvalidArguments."""
+    try:
+        return msgspec.json.decode(raw, type=shape)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+        raise InvalidArguments(f"the arguments do not fit: {exc}") from exc
+
+
+def _groups(raw: bytes) -> list[str]:
+    groups = _arguments(raw, _GroupArguments).groups
+    return [groups] if isinstance(groups, str) else groups
+
+
+def _manager(caller: Caller) -> Manager:
+    manager = caller.manager
+    assert manager is not None, "methods are called on open sessions only"
+    return manager
+
+
+async def _known(caller: Caller) -> KnownSession:
+    """The session as this connection knows it: its own commands have been answered before this one began."""
+    manager = _manager(caller)
+    known = manager.local.get(caller.session_id)
+    if known is None:
+        known = await manager.sessions.get(caller.session_id)
+    if known is None:
+        raise SessionClosed("the session is closed")
+    return known
+
+
+def _membership(caller: Caller, known: KnownSession) -> bytes:
+    return msgspec.json.encode(MembershipAnswer(_position(caller, known.sequence), sorted(known.state.groups)))
+
+
+def _cursor(caller: Caller) -> str:
+    """Up to here everything that the session must receive was written to this connection."""
+    receiver = caller.receiver
+    assert receiver is not None
+    dispatcher = caller.context.dispatcher(_manager(caller).hub)
+    known = _manager(caller).local.get(caller.session_id)
+    opened = receiver.opened or (known.state.opened if known is not None else 0)
+    return _position(caller, max(dispatcher.position if receiver.live else 0, opened))
+
+
+def _position(caller: Caller, sequence: int) -> str:
+    dispatcher = caller.context.dispatcher(_manager(caller).hub)
+    return str(Position(dispatcher.log.epoch, dispatcher.partition, sequence))

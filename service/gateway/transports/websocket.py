@@ -1,0 +1,81 @@
+"""WebSocket: aiohttp reads, delivery writes straight to the transport.
+
+aiohttp does the opening and closing handshakes, masking, pings of its own layer and the reading; every text frame
+that we send is ready-made and goes to ``request.transport`` in one write.
+"""
+
+import asyncio
+
+from aiohttp import WSMsgType, web
+
+from events.errors import BadMessage, MessageTooLarge
+from service.gateway.connection import Connection, Peer
+from service.gateway.context import GatewayContext
+
+CLOSE_TIMEOUT_S = 2.0  # how long a closing client may take to agree
+# A frame may hold several messages; the machine bounds each, this bounds what aiohttp collects for it.
+FRAME_MESSAGES_MAX = 8
+
+
+class WebSocketWire:
+    """Lends one upgraded request to a connection."""
+
+    def __init__(self, transport: asyncio.Transport, socket: web.WebSocketResponse) -> None:
+        self._transport = transport
+        self._socket = socket
+        self._closing: asyncio.Task[bool] | None = None
+
+    @property
+    def transport(self) -> asyncio.WriteTransport:
+        return self._transport
+
+    def close(self) -> None:
+        if self._closing is None and not self._socket.closed:
+            self._closing = asyncio.ensure_future(self._socket.close())
+            # A client that does not read would keep the closing frame, and us, waiting for ever.
+            asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S * 2, self._transport.abort)
+
+    async def closed(self) -> None:
+        """Wait until a closing that was begun here is over."""
+        if self._closing is not None:
+            await self._closing
+
+
+async def serve(
+    request: web.Request, context: GatewayContext, peer: Peer, connections: dict[str, Connection]
+) -> web.WebSocketResponse:
+    """Serve one WebSocket until it ends. ``connections`` holds it meanwhile."""
+    socket = web.WebSocketResponse(
+        timeout=CLOSE_TIMEOUT_S,
+        compress=False,
+        max_msg_size=context.limits.record_bytes_max * FRAME_MESSAGES_MAX,
+        decode_text=False,
+    )
+    await socket.prepare(request)
+    transport = request.transport
+    if transport is None:  # gone before it began
+        return socket
+    wire = WebSocketWire(transport, socket)
+    connection = Connection(context, peer, wire)
+    connections[connection.id] = connection
+    try:
+        await _read(socket, connection)
+    finally:
+        connection.lost()
+        if connections.get(connection.id) is connection:
+            del connections[connection.id]
+        await wire.closed()
+    return socket
+
+
+async def _read(socket: web.WebSocketResponse, connection: Connection) -> None:
+    while not connection.ended:
+        message = await socket.receive()
+        if message.type is WSMsgType.TEXT:
+            await connection.receive(message.data)
+        elif message.type is WSMsgType.BINARY:
+            connection.end(BadMessage("JSON goes in text frames; this one is binary"), "transport_error")
+        elif message.type is WSMsgType.ERROR:
+            connection.end(MessageTooLarge(f"the frame cannot be read: {message.data}"), "transport_error")
+        else:
+            return
