@@ -5,7 +5,7 @@ Owns the one table from codes to both worlds, and the RFC 9457 document. It rais
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -97,7 +97,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     hint: str
     retryable: bool
     instance: str
-    details: dict[str, object] = {}
+    details: dict[str, Any] = {}
 
 
 def policy(error: HublogError) -> Policy:

@@ -5,6 +5,7 @@ a signature can meet plus what its route names. It knows no resource by name.
 """
 
 import inspect
+import re
 import typing
 from collections.abc import Iterable
 from typing import Any
@@ -68,8 +69,8 @@ def document(table: Table, version: str) -> dict[str, Any]:
     types: list[Any] = [problems.Problem]
     for shape in table.signatures.values():
         types += [kind for kind in (shape.query, shape.body, content(shape.answer)) if kind is not None]
-    refs, components = msgspec.json.schema_components(types, ref_template=_REF)
-    schema_of = {kind: ref for kind, ref in zip(types, refs, strict=True)}  # noqa: C416  types are hashable, not all named
+    refs, components = _components(types)
+    schema_of = dict(zip(types, refs, strict=True))
     paths: dict[str, Any] = {}
     for route in table.routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(
@@ -78,13 +79,41 @@ def document(table: Table, version: str) -> dict[str, Any]:
     for shape in table.signatures.values():
         if shape.query is not None:  # spelt out as parameters
             components.pop(_name(schema_of[shape.query]), None)
+    met = {error.code: error for route in table.routes for error in _errors(route, table.signatures[id(route)])}
     return {
         "openapi": OPENAPI,
         "info": {"title": "hublog", "version": version, "description": ABOUT},
         "servers": [{"url": "/"}],
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {
+            "schemas": components,
+            "examples": {code: {"value": _example(error)} for code, error in sorted(met.items())},
+        },
     }
+
+
+def _components(types: list[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Schemas under names that a client generator can use: ``SessionPage`` for ``Page[Session]``, and the last module
+    in front where two shapes share a name (``SelectorGroup``)."""
+    refs, components = msgspec.json.schema_components(types, ref_template=_REF)
+    text = msgspec.json.encode([refs, components]).decode()
+    for name in components:
+        text = text.replace(f'/{name}"', f'/{_short(name)}"')
+    renamed, schemas = msgspec.json.decode(text, type=tuple[list[dict[str, Any]], dict[str, Any]])
+    return renamed, {_short(name): _described(_short(name), schema) for name, schema in schemas.items()}
+
+
+def _described(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """Docstrings are written for Python's readers; this is Markdown."""
+    said = (
+        {"description": " ".join(schema["description"].replace("``", "`").split())} if "description" in schema else {}
+    )
+    return {**schema, "title": name, **said}
+
+
+def _short(name: str) -> str:
+    *modules, last = re.sub(r"\bPage_(\w+)_$", r"\1Page", name).split(".")
+    return modules[-1].capitalize() + last if modules else last
 
 
 def content(answer: Any) -> Any:
@@ -170,7 +199,7 @@ def _problems(errors: Iterable[type[HublogError]], schema: dict[str, Any]) -> di
             "content": {
                 problems.CONTENT_TYPE: {
                     "schema": schema,
-                    "examples": {error.code: {"value": _example(error)} for error in group},
+                    "examples": {error.code: {"$ref": f"#/components/examples/{error.code}"} for error in group},
                 }
             },
         }

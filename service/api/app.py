@@ -1,0 +1,53 @@
+"""Puts the API together: every resource's routes, the schema made of them, one dispatcher.
+
+Owns the list of resources. ``service.process`` gives it what it reads from and commands, and listens with
+``server.make_runner``.
+"""
+
+from collections.abc import Collection
+
+import msgspec
+
+from projections.read import ReadModel
+from service.api import events, groups, hubs, invocations, nodes, openapi, projections, sessions
+from service.api.context import Api
+from service.api.ports import HubCommands, LastRenewal
+from service.api.routes import Table, get
+from service.api.server import BODY_BYTES_MAX, Dispatcher
+
+
+async def schema(api: Api) -> msgspec.Raw:
+    """This document: OpenAPI 3.1 of every route."""
+    return api.schema
+
+
+def make_table() -> Table:
+    return Table(
+        [
+            *hubs.ROUTES,
+            *sessions.ROUTES,
+            *groups.ROUTES,
+            *invocations.ROUTES,
+            *events.ROUTES,
+            *nodes.ROUTES,
+            *projections.ROUTES,
+            get("/schema", schema),
+        ]
+    )
+
+
+def make_app(
+    reads: ReadModel,
+    commands: HubCommands,
+    last_renewal: LastRenewal,
+    *,
+    version: str = "0",
+    body_bytes_max: int = BODY_BYTES_MAX,
+    origins: Collection[str] = (),
+) -> Dispatcher:
+    """The whole API, for :func:`service.api.server.make_runner`. ``origins``: whose pages may command it."""
+    table = make_table()
+    document = msgspec.Raw(msgspec.json.encode(openapi.document(table, version)))
+    return Dispatcher(
+        table, Api(reads, commands, last_renewal, document), body_bytes_max=body_bytes_max, origins=origins
+    )
