@@ -56,12 +56,11 @@ async def _run(check: Check) -> str | None:
 
 
 @asynccontextmanager
-async def serving(app: web.Application, host: str, port: int, *, setting: str) -> AsyncIterator[int]:
+async def listening(runner: web.BaseRunner, host: str, port: int, *, setting: str) -> AsyncIterator[int]:
     """Serve until left; gives the port, chosen by the system where ``port`` is 0.
 
     Raises: Misconfigured naming ``setting`` when the address cannot be had.
     """
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_TIMEOUT_S)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port, reuse_address=True)
@@ -73,3 +72,11 @@ async def serving(app: web.Application, host: str, port: int, *, setting: str) -
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def serving(app: web.Application, host: str, port: int, *, setting: str) -> AsyncIterator[int]:
+    """``listening`` for an application."""
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_TIMEOUT_S)
+    async with listening(runner, host, port, setting=setting) as taken:
+        yield taken

@@ -1,8 +1,22 @@
 """The root of ``hublog api``."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from projections.read import ReadModel
+from service.admin import listening
+from service.api.app import make_app
+from service.api.server import make_runner
+from service.log.author import Author
+from service.nodes.lease import LastRenewals
 from service.process.lifecycle import operable, stop_signal
+from service.process.managers import manager_factory
 from service.process.parts import nats_check, the_log
 from service.process.schema import postgres_check, require_schema
+from service.sessions.hubs import Hubs
+from service.sessions.view import LogView
 from service.settings import ADMIN_OFFSET_API, Settings
 
 INSTANCE = "api"
@@ -14,15 +28,31 @@ async def run(settings: Settings) -> None:
     dsn = settings.postgres_dsn.reveal()
     told_to_stop = stop_signal()
     await require_schema(dsn)
-    async with (
-        the_log(settings, INSTANCE) as log,
-        operable(
-            settings,
-            "api",
-            INSTANCE,
-            offset=ADMIN_OFFSET_API,
-            told_to_stop=told_to_stop,
-            checks={"nats": nats_check(log), "postgres": postgres_check(dsn)},
-        ),
-    ):
-        await told_to_stop.wait()
+    async with the_log(settings, INSTANCE) as log:
+        hubs = Hubs(log, manager_factory(settings, log, Author(), LogView(log)))
+        renewals = LastRenewals(log)
+        reads = ReadModel(dsn, log.partitions)
+        runner = make_runner(
+            make_app(reads, hubs, renewals.at_us, version=version("hublog-service"), origins=settings.allowed_origins)
+        )
+        checks = {"nats": nats_check(log), "postgres": postgres_check(dsn)}
+        async with (
+            operable(settings, "api", INSTANCE, offset=ADMIN_OFFSET_API, told_to_stop=told_to_stop, checks=checks),
+            _watching(renewals),
+            listening(runner, settings.host, settings.api_port, setting="HUBLOG_API_PORT"),
+        ):
+            await told_to_stop.wait()
+        await hubs.shutdown()
+        await reads.close()
+
+
+@asynccontextmanager
+async def _watching(renewals: LastRenewals) -> AsyncIterator[None]:
+    """The leases, seen once before the first answer and then for as long as anybody may ask."""
+    await renewals.refresh()
+    async with asyncio.TaskGroup() as group:
+        watch = group.create_task(renewals.keep())
+        try:
+            yield
+        finally:
+            watch.cancel()

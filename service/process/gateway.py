@@ -1,15 +1,13 @@
 """The root of ``hublog gateway``: one node."""
 
 import asyncio
-import importlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 import structlog
 
-from events.errors import HublogError, Misconfigured
-from events.ids import HubName
+from events.errors import HublogError
 from service.admin import serving
 from service.delivery import repair
 from service.delivery.feed import Dispatcher
@@ -20,13 +18,12 @@ from service.gateway.signalr.framing import text_frame
 from service.gateway.signalr.machine import Limits
 from service.gateway.tokens import KeyRing
 from service.log.author import Author
-from service.log.jetstream import JetStreamLog
 from service.nodes.lease import Lease
 from service.process.lifecycle import operable, stop_signal
+from service.process.managers import manager_factory
 from service.process.parts import nats_check, the_log
-from service.sessions.hubs import Factory, Hubs
-from service.sessions.manager import Manager, session_manager
-from service.sessions.view import GlobalView, LogView
+from service.sessions.hubs import Hubs
+from service.sessions.view import LogView
 from service.settings import Settings
 from service.telemetry import Metrics
 
@@ -40,7 +37,7 @@ async def run(settings: Settings, index: int) -> None:
     port = settings.gateway_port + index
     async with the_log(settings, node) as log:
         author = Author()
-        hubs = Hubs(log, _factory(settings, log, author))
+        hubs = Hubs(log, manager_factory(settings, log, author, LogView(log)))
         lease = Lease(node, version("hublog-service"), f"http://{settings.host}:{port}", log, log, author)
         dispatchers = [Dispatcher(number, log, log, _encode) for number in range(log.partitions)]
         context = GatewayContext(
@@ -97,29 +94,6 @@ async def _say_goodbye(lease: Lease) -> None:
 def _encode(target: str, arguments: bytes) -> bytes:
     """One event as one frame: the same bytes for every connection."""
     return text_frame(json_format.invocation(target, arguments))
-
-
-def _factory(settings: Settings, log: JetStreamLog, author: Author) -> Factory:
-    """The managers that ship, or the user's own from ``HUBLOG_SESSION_MANAGER``."""
-    view: GlobalView = LogView(log)
-    ttl_ms_max = int(settings.max_age_s * 1_000)
-    if settings.session_manager is None:
-
-        def make(hub: HubName) -> Manager:
-            return session_manager(hub, log, author=author, view=view, ttl_ms_max=ttl_ms_max)
-
-        return make
-    module, _, name = settings.session_manager.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as exc:
-        raise Misconfigured(f"HUBLOG_SESSION_MANAGER={settings.session_manager} cannot be loaded: {exc}") from exc
-
-    def make_own(hub: HubName) -> Manager:
-        manager: Manager = factory(hub, log)
-        return manager
-
-    return make_own
 
 
 def _measure(metrics: Metrics, server: GatewayServer, dispatchers: list[Dispatcher]) -> None:
