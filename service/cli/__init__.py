@@ -96,8 +96,11 @@ def migrate() -> None:
     """Make or upgrade the streams in NATS and the tables in Postgres. Safe to repeat."""
     from service.process.migrate import run
     from service.settings import Settings
+    from service.telemetry import configure_logging
 
-    revision, epoch = _run(run(Settings.from_environment("migrate")))
+    settings = Settings.from_environment("migrate")
+    configure_logging("warning", process="migrate")
+    revision, epoch = _run(run(settings))
     typer.echo(f"schema at revision {revision}, log at epoch {epoch}")
 
 
@@ -124,7 +127,9 @@ def tail(
     Looks at the NATS of HUBLOG_NATS_URL, or of the `hublog up` that runs on the data directory.
     """
     from service.cli.tail import Filter, follow
+    from service.telemetry import configure_logging
 
+    configure_logging("warning", process="tail")
     chosen = Filter(hub=hub, type=type_, session=session, group=group)
     try:
         _run(follow(chosen, after=after, lines=lines, once=once, as_json=json, data_dir=data_dir))

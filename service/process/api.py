@@ -11,7 +11,7 @@ from service.api.app import make_app
 from service.api.server import make_runner
 from service.log.author import Author
 from service.nodes.lease import LastRenewals
-from service.process.lifecycle import operable, stop_signal
+from service.process.lifecycle import begin, operable
 from service.process.managers import manager_factory
 from service.process.parts import nats_check, the_log
 from service.process.schema import postgres_check, require_schema
@@ -26,7 +26,7 @@ async def run(settings: Settings) -> None:
     """Answer until told to stop. Raises: Misconfigured, LogUnavailable, LogMissing, LogDrifted."""
     assert settings.postgres_dsn is not None
     dsn = settings.postgres_dsn.reveal()
-    told_to_stop = stop_signal()
+    told_to_stop = begin(settings, INSTANCE)
     await require_schema(dsn)
     async with the_log(settings, INSTANCE) as log:
         hubs = Hubs(log, manager_factory(settings, log, Author(), LogView(log)))

@@ -19,7 +19,7 @@ from service.gateway.signalr.machine import Limits
 from service.gateway.tokens import KeyRing
 from service.log.author import Author
 from service.nodes.lease import Lease
-from service.process.lifecycle import operable, stop_signal
+from service.process.lifecycle import begin, operable
 from service.process.managers import manager_factory
 from service.process.parts import nats_check, the_log
 from service.sessions.hubs import Hubs
@@ -32,8 +32,8 @@ _log = structlog.get_logger(__name__)
 
 async def run(settings: Settings, index: int) -> None:
     """Serve until told to stop. Raises: Misconfigured, LogUnavailable, LogMissing, LogDrifted."""
-    told_to_stop = stop_signal()
     node = settings.node_name(index)
+    told_to_stop = begin(settings, node)
     port = settings.gateway_port + index
     async with the_log(settings, node) as log:
         author = Author()

@@ -17,8 +17,12 @@ from service.telemetry import Metrics, configure_logging
 log = structlog.get_logger(__name__)
 
 
-def stop_signal() -> asyncio.Event:
-    """Set at the first SIGTERM or SIGINT. A second one ends the process at once, as if nobody listened."""
+def begin(settings: Settings, instance: str) -> asyncio.Event:
+    """The first thing that a root does: logs from here on, and an event that is set at the first SIGTERM or SIGINT.
+
+    A second one ends the process at once, as if nobody listened.
+    """
+    configure_logging(settings.log_level, process=instance)
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
 
@@ -42,8 +46,7 @@ async def operable(
     told_to_stop: asyncio.Event,
     checks: Mapping[str, Check],
 ) -> AsyncIterator[Metrics]:
-    """Logs, metrics and the admin port at base + ``offset``, until left. Raises: Misconfigured."""
-    configure_logging(settings.log_level, process=instance)
+    """Metrics and the admin port at base + ``offset``, until left. Raises: Misconfigured."""
     metrics = Metrics(role, instance)
     app = admin_app(metrics, {**checks, "draining": lambda: "told to stop" if told_to_stop.is_set() else None})
     try:

@@ -1,6 +1,6 @@
 """The root of ``hublog projector``."""
 
-from service.process.lifecycle import operable, stop_signal
+from service.process.lifecycle import begin, operable
 from service.process.parts import nats_check, the_log
 from service.process.schema import postgres_check, require_schema
 from service.settings import ADMIN_OFFSET_PROJECTOR, Settings
@@ -12,7 +12,7 @@ async def run(settings: Settings) -> None:
     """Project until told to stop. Raises: Misconfigured, LogUnavailable, LogMissing, LogDrifted."""
     assert settings.postgres_dsn is not None
     dsn = settings.postgres_dsn.reveal()
-    told_to_stop = stop_signal()
+    told_to_stop = begin(settings, INSTANCE)
     await require_schema(dsn)
     async with (
         the_log(settings, INSTANCE) as log,
