@@ -1,0 +1,152 @@
+// A terminal chat over hublog, with nothing but the stock SignalR client.
+//
+//   node examples/chat/chat.mjs --url http://127.0.0.1:8001/hubs/chat --user ann --group lobby
+//
+// There is no chat server behind this. hublog knows sessions, groups and calls; everything that makes it a chat, the
+// methods `say`, `tell`, `joined` and `left`, is agreed between the clients, here in this file.
+import readline from "node:readline";
+import { parseArgs } from "node:util";
+import { HttpTransportType, HubConnectionBuilder, HubConnectionState, LogLevel } from "@microsoft/signalr";
+
+const HELP = `/join <group>      join a group, and talk there
+/leave [<group>]   leave a group, or the one you talk in
+/groups            the groups you are in
+/who               who is in the group (asks the API: start with --api)
+/msg <user> <text> tell one user, wherever they are connected
+/quit              leave; so does the end of the input
+anything else      say it to the group`;
+
+const { values: options } = parseArgs({
+  options: {
+    url: { type: "string", default: "http://127.0.0.1:8000/hubs/chat" },
+    user: { type: "string", default: process.env.USER ?? "somebody" },
+    group: { type: "string", default: "lobby" },
+    api: { type: "string" }, // e.g. http://127.0.0.1:8100
+    "skip-negotiation": { type: "boolean", default: false }, // open the WebSocket at once, one round trip less
+  },
+});
+
+// --- the connection -------------------------------------------------------------------------------------------------
+
+const me = options.user;
+const url = new URL(options.url);
+const hub = url.pathname.split("/").at(-1);
+url.searchParams.set("user", me); // who we are; until hublog checks that, it believes us
+url.searchParams.set("meta", JSON.stringify({ client: "chat.mjs" })); // anything that the API shall show about us
+
+const connection = new HubConnectionBuilder()
+  .withUrl(url.href, { transport: HttpTransportType.WebSockets, skipNegotiation: options["skip-negotiation"] })
+  // Never give up. The stock policy, `withAutomaticReconnect()` without arguments, stops after four attempts.
+  .withAutomaticReconnect({
+    nextRetryDelayInMilliseconds: ({ previousRetryCount: tries }) => Math.min(250 * 2 ** tries, 10_000) * (0.5 + Math.random()),
+  })
+  .configureLogging(LogLevel.None) // we say ourselves what happens
+  .build();
+
+// What the others may call on us. What they send must not steer our terminal, so control characters go.
+const hear = (text) => show(text.replace(/\p{Cc}/gu, "\u{fffd}"));
+connection.on("say", (group, user, text) => hear(`[${group}] ${user}: ${text}`));
+connection.on("tell", (user, text) => hear(`${user} tells you: ${text}`));
+connection.on("joined", (group, user) => hear(`[${group}] ${user} joined`));
+connection.on("left", (group, user) => hear(`[${group}] ${user} left`));
+
+connection.onreconnecting((error) => show(`* connection lost (${error?.message ?? "no reason given"}), reconnecting`));
+connection.onreconnected(async () => {
+  // A new connection is a new session, and a new session is in no group.
+  const { sessionId } = await connection.invoke("hub.session");
+  if (groups.length > 0) await connection.invoke("hub.join", groups);
+  show(`* reconnected as session ${sessionId}, in ${groups.join(", ") || "no group"}`);
+});
+connection.onclose((error) => {
+  if (error === undefined) return; // we closed it ourselves
+  show(`* the server closed the connection: ${error.message}`); // `<code>: <what happened>. <hint>`
+  process.exit(1);
+});
+
+// --- what we do on it -----------------------------------------------------------------------------------------------
+
+const groups = []; // where we are, the last is where we talk
+
+// The call that everything goes through: call the method `target` of the sessions that the selector picks.
+const call = (selector, target, ...args) => connection.invoke("hub.invoke", selector, target, args);
+
+async function join(group) {
+  if (!groups.includes(group)) {
+    await connection.invoke("hub.join", group);
+    await call({ to: "groupExceptCaller", group }, "joined", group, me);
+  }
+  groups.splice(0, groups.length, ...groups.filter((name) => name !== group), group);
+  show(`* you are in ${group}`);
+}
+
+async function leave(group) {
+  if (!groups.includes(group)) return show(`* you are not in ${group ?? "any group"}`);
+  await connection.invoke("hub.leave", group);
+  await call({ to: "group", group }, "left", group, me); // anybody may call a group, member or not
+  groups.splice(groups.indexOf(group), 1);
+  show(`* you left ${group}; you talk in ${groups.at(-1) ?? "no group"}`);
+}
+
+async function who(group) {
+  if (options.api === undefined) return show("* start with --api http://127.0.0.1:8100 to ask who is there");
+  if (group === undefined) return show("* join a group first");
+  const members = `${options.api}/v1/hubs/${hub}/groups/${encodeURIComponent(group)}/members`;
+  const answer = await (await fetch(members)).json();
+  if (answer.code !== undefined) throw new Error(`${answer.code}: ${answer.detail}. ${answer.hint}`); // a problem document
+  show(`* in ${group}: ${answer.items.map((member) => member.userId ?? member.sessionId).join(", ")}`);
+}
+
+async function obey(line) {
+  const [command, argument, ...rest] = line.split(/\s+/);
+  const here = groups.at(-1);
+  if (command === "/join" && argument) await join(argument);
+  else if (command === "/leave") await leave(argument ?? here);
+  else if (command === "/groups") show(`* ${(await connection.invoke("hub.groups")).join(", ") || "none"}`);
+  else if (command === "/who") await who(here);
+  else if (command === "/msg" && rest.length > 0) await call({ to: "user", user: argument }, "tell", me, rest.join(" "));
+  else if (command.startsWith("/")) show(HELP);
+  else if (here === undefined) show("* join a group first: /join <group>");
+  else await call({ to: "groupExceptCaller", group: here }, "say", here, me, line);
+}
+
+// --- the terminal ---------------------------------------------------------------------------------------------------
+
+const isTerminal = process.stdin.isTTY && process.stdout.isTTY;
+let input;
+
+function show(text) {
+  if (isTerminal) {
+    // Out of the way of a line that is being typed, which is then put back.
+    readline.cursorTo(process.stdout, 0);
+    readline.clearLine(process.stdout, 0);
+  }
+  console.log(text);
+  if (isTerminal) input?.prompt(true);
+}
+
+try {
+  await connection.start();
+} catch (error) {
+  console.error(`cannot connect to ${options.url}: ${error.message}`);
+  process.exit(1);
+}
+const { sessionId } = await connection.invoke("hub.session");
+show(`* connected as ${me}, session ${sessionId}; /help for help`);
+await join(options.group);
+
+input = readline.createInterface({ input: process.stdin, output: process.stdout, terminal: isTerminal });
+if (isTerminal) input.prompt();
+for await (const line of input) {
+  if (line.trim() === "/quit") break;
+  try {
+    if (line.trim() !== "") await obey(line.trim());
+  } catch (error) {
+    show(`! ${error.message}`); // the connection goes on: an error is the answer to one call
+  }
+  if (isTerminal) input.prompt();
+}
+input.close();
+if (connection.state === HubConnectionState.Connected) {
+  for (const group of groups) await call({ to: "groupExceptCaller", group }, "left", group, me);
+}
+await connection.stop();
