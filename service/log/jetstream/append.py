@@ -5,6 +5,7 @@ deadline, not a future. Knows neither what the events say nor who sends them. AD
 """
 
 import asyncio
+import contextlib
 import random
 import re
 import secrets
@@ -38,6 +39,7 @@ LANE_BYTES_MAX = 64 * 1024 * 1024  # in flight and held together; beyond: LogOve
 ACK_WAIT_S = 3.0  # an answer later than this is taken for lost, and asked for again
 CONDITIONAL_WAIT_S = 1.5
 TICK_S = 0.25
+BATCH_HEADERS_BYTES = 512  # more than the headers of one event of a batch ever take
 BACKOFF_FIRST_S = 0.005
 BACKOFF_MAX_S = 0.5
 
@@ -140,6 +142,7 @@ class _Lane:
         self.unclear = 0
         self.mending: asyncio.Task[None] | None = None
         self.changed = asyncio.Event()
+        self.repeated = 0
 
     def enter(self, write: _Write) -> HublogError | None:
         """Send or hold; or say why not."""
@@ -161,6 +164,7 @@ class _Lane:
         error = self._send(write)
         if error is not None:
             self.replies.forget(write.token)
+            write.token = 0
             return error
         self.flying[write.token] = write
         return None
@@ -175,18 +179,25 @@ class _Lane:
         return None
 
     def finish(self, write: _Write, outcome: Stored | HublogError) -> None:
-        """The one place where a write that was taken in ends."""
-        if write.token:
-            self.replies.forget(write.token)
-            if self.flying.pop(write.token, None) is None:
-                return
+        """End a write that is in flight, and let the next one go."""
+        if self.flying.pop(write.token, None) is None:
+            return
+        self.replies.forget(write.token)
         if write.unclear:
             self.unclear -= 1
-        self.bytes -= write.size
         self.changed.set()
-        if self.mending is None:
+        if self.held and self.mending is None:
             self.pump()
-        _tell(write.done, outcome)
+        self._end(write, outcome)
+
+    def _end(self, write: _Write, outcome: Stored | HublogError) -> None:
+        """The one place where ``done`` is called for a write that was taken in."""
+        self.bytes -= write.size
+        try:
+            write.done(outcome)
+        except Exception:
+            # The caller's defect must not stop the lane of everybody.
+            log.exception("log.done_failed")
 
     def doubt(self, write: _Write) -> None:
         """It has to be sent again."""
@@ -204,11 +215,11 @@ class _Lane:
             write = self.held.popleft()
             error = self._launch(write)
             if error is not None:
-                self.finish(write, error)
+                self._end(write, error)
 
     def refuse_held(self, error: HublogError) -> None:
         while self.held:
-            self.finish(self.held.popleft(), error)
+            self._end(self.held.popleft(), error)
 
     def expire(self, now: float) -> None:
         for write in self.flying.values():
@@ -218,18 +229,24 @@ class _Lane:
                 break
             write.lost()
         while self.held and self.held[0].give_up_at <= now:
-            self.finish(self.held.popleft(), LogUnavailable("it waited too long behind others; it was never sent"))
+            self._end(self.held.popleft(), LogUnavailable("it waited too long behind others; it was never sent"))
 
     async def emptied(self, timeout_s: float) -> None:
         """Return when nothing is in flight any more, or after that time."""
         await self._until(lambda: not self.flying, timeout_s)
 
     async def _mend(self) -> None:
-        while self.unclear < len(self.flying):
-            self.changed.clear()
-            await self.changed.wait()  # bounded: every flight has its deadline
-        for write in list(self.flying.values()):
-            await self._repeat(write)
+        try:
+            while self.unclear < len(self.flying):
+                self.changed.clear()
+                await self.changed.wait()  # bounded: every flight has its deadline
+            for write in list(self.flying.values()):
+                await self._repeat(write)
+        except Exception:
+            # A defect here would hold the lane for ever, without a word.
+            log.exception("log.mending_failed")
+            for write in list(self.flying.values()):
+                self.finish(write, OutcomeUnknown("the lane failed", event_id=write.event.id))
         self.mending = None
         self.pump()
 
@@ -245,23 +262,24 @@ class _Lane:
                 write.unclear = False
                 self.unclear -= 1
             if self._send(write) is None:
+                self.repeated += 1
                 await self._until(lambda: write.unclear or write.token not in self.flying, ACK_WAIT_S)
-            if write.token not in self.flying:
-                return
-            if not write.unclear:
+                if write.token in self.flying and not write.unclear:
+                    write.lost()
+            elif not write.unclear:
                 write.unclear = True
                 self.unclear += 1
+            if write.token not in self.flying:
+                return
             await asyncio.sleep(backoff_s * (0.5 + random.random()))  # noqa: S311 — jitter
             backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
 
     async def _until(self, condition: Callable[[], bool], timeout_s: float) -> None:
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while not condition():
                     self.changed.clear()
                     await self.changed.wait()
-        except TimeoutError:
-            return
 
 
 class _Question:
@@ -298,6 +316,8 @@ class Writer:
         self._lanes = [_Lane(client, replies) for _ in range(partitions)]
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._appending = 0
+        self._idle = asyncio.Event()
         client.observe(self)
 
     def submit(self, subject: str, event: NewEvent, done: Done) -> None:
@@ -305,12 +325,12 @@ class Writer:
         must_be(subject, conditional=False)
         loop = asyncio.get_running_loop()
         if self._closed or not self._client.connected:
-            loop.call_soon(_tell, done, LogUnavailable("there is no connection to NATS; nothing was sent"))
+            loop.call_soon(done, LogUnavailable("there is no connection to NATS; nothing was sent"))
             return
         lane = self._lanes[partition(subject)]
         error = lane.enter(_Write(lane, subject, event, done, loop.time()))
         if error is not None:
-            loop.call_soon(_tell, done, error)
+            loop.call_soon(done, error)
         elif self._timer is None:
             self._timer = loop.call_later(TICK_S, self._tick)
 
@@ -354,26 +374,39 @@ class Writer:
         must_be(subject, conditional=True)
         if not 1 <= len(events) <= APPEND_EVENTS_MAX:
             raise ValueError(f"1 to {APPEND_EVENTS_MAX} events in one append, got {len(events)}")
+        self._appending += 1
+        try:
+            return await self._append(subject, events, expected)
+        finally:
+            self._appending -= 1
+            if self._appending == 0:
+                self._idle.set()
+
+    async def _append(self, subject: str, events: Sequence[NewEvent], expected: int) -> int:
         clock = asyncio.get_running_loop().time
-        give_up_at = clock() + CONDITIONAL_DEADLINE_S
+        # The last attempt begins so early that it can be waited for in full: a hasty one would leave a doubt behind.
+        last_start_at = clock() + CONDITIONAL_DEADLINE_S - CONDITIONAL_WAIT_S
         backoff_s = BACKOFF_FIRST_S
-        maybe = False
+        maybe = False  # a copy may be stored, or may still arrive
         problem: HublogError = LogUnavailable("there is no connection to NATS; nothing was sent")
-        while True:
-            if self._client.connected and not self._closed:
-                ack = await self._ask(subject, events, expected, min(CONDITIONAL_WAIT_S, give_up_at - clock()))
-                if ack is not None:
-                    verdict = await self._judge(ack, subject, events, expected, maybe=maybe)
+        while not self._closed or (maybe and self._client.connected):
+            if self._client.connected:
+                ack = await self._ask(subject, events, expected)
+                if ack is None:
+                    maybe = True
+                else:
+                    try:
+                        verdict = await self._judge(ack, subject, events, expected, maybe=maybe)
+                    except LogUnavailable as exc:  # while looking for what may be stored
+                        maybe, verdict = True, exc
                     if isinstance(verdict, int):
                         return verdict
                     problem = verdict
-                else:
-                    maybe = True
             elif not maybe:
                 raise problem
-            if clock() >= give_up_at:
+            if clock() >= last_start_at:
                 break
-            await asyncio.sleep(min(backoff_s * (0.5 + random.random()), max(0.0, give_up_at - clock())))  # noqa: S311
+            await asyncio.sleep(backoff_s * (0.5 + random.random()))  # noqa: S311 — jitter
             backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
         if maybe:
             raise OutcomeUnknown(f"no answer within {CONDITIONAL_DEADLINE_S:g} s", subject=subject)
@@ -409,13 +442,13 @@ class Writer:
             return what(f"JetStream does not take writes: {error.description}", err_code=code)
         raise failure(code, error)
 
-    async def _ask(self, subject: str, events: Sequence[NewEvent], expected: int, wait_s: float) -> Ack | None:
+    async def _ask(self, subject: str, events: Sequence[NewEvent], expected: int) -> Ack | None:
         """Send once; the answer, or None if there is none."""
         question = _Question(asyncio.get_running_loop().create_future())
         token = self._replies.expect(question)
         try:
             self._send_all(subject, self._replies.subject(token), events, expected)
-            async with asyncio.timeout(wait_s):
+            async with asyncio.timeout(CONDITIONAL_WAIT_S):
                 return await question.future
         except TimeoutError:
             return None
@@ -427,6 +460,8 @@ class Writer:
         if len(events) == 1:
             self._client.send(subject, reply, events[0].payload, header_block(events[0], condition))
             return
+        for event in events:  # all before the first: half a batch would lie about in the server for a while
+            self._client.must_fit(len(event.payload) + BATCH_HEADERS_BYTES)
         # A new name per attempt: the server may still hold the beginning of the last one.
         batch = f"Nats-Batch-Id: {secrets.token_hex(12)}\r\n"
         for number, event in enumerate(events, 1):
@@ -455,6 +490,9 @@ class Writer:
         async with asyncio.TaskGroup() as group:
             for lane in self._lanes:
                 group.create_task(lane.emptied(deadline_s))
+            if self._appending:
+                self._idle.clear()
+                group.create_task(_at_most(self._idle, deadline_s))
         if self._timer is not None:
             self._timer.cancel()
         for lane in self._lanes:
@@ -464,6 +502,12 @@ class Writer:
                 lane.finish(write, OutcomeUnknown("the log was closed before the answer came"))
 
 
+async def _at_most(event: asyncio.Event, timeout_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+
+
 def event_id(headers: bytes) -> str:
     """The id in a raw header block; empty if there is none."""
     at = headers.find(b"\r\nNats-Msg-Id: ")
@@ -471,10 +515,3 @@ def event_id(headers: bytes) -> str:
         return ""
     at += 15
     return headers[at : headers.find(b"\r\n", at)].decode(errors="replace")
-
-
-def _tell(done: Done, outcome: Stored | HublogError) -> None:
-    try:
-        done(outcome)
-    except Exception:
-        log.exception("log.done_failed")

@@ -112,17 +112,19 @@ class SyncClient(Client):
         """
         if not self._usable:
             raise LogUnavailable("there is no connection to NATS")
-        size = len(payload)
         if headers is None:
-            if size > self._max_payload:
-                raise PayloadTooLarge(f"{size} bytes are more than the {self._max_payload} that NATS takes")
-            self._write(b"".join((f"PUB {subject} {reply} {size}\r\n".encode(), payload, b"\r\n")))
+            self.must_fit(len(payload))
+            self._write(b"".join((f"PUB {subject} {reply} {len(payload)}\r\n".encode(), payload, b"\r\n")))
             return
-        whole = size + len(headers)
-        if whole > self._max_payload:
-            raise PayloadTooLarge(f"{whole} bytes are more than the {self._max_payload} that NATS takes")
+        whole = len(headers) + len(payload)
+        self.must_fit(whole)
         head = f"HPUB {subject} {reply} {len(headers)} {whole}\r\n".encode()
         self._write(b"".join((head, headers, payload, b"\r\n")))
+
+    def must_fit(self, size: int) -> None:
+        """Raises: PayloadTooLarge for more bytes of headers and payload than the server takes."""
+        if size > self._max_payload:
+            raise PayloadTooLarge(f"{size} bytes are more than the {self._max_payload} that NATS takes")
 
     def _write(self, command: bytes) -> None:
         self._pending.append(command)

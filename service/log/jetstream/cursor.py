@@ -6,6 +6,7 @@ doubt. Knows nothing of what is in the messages.
 """
 
 import asyncio
+import contextlib
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator
@@ -137,7 +138,8 @@ class Cursor:
                     pull = None
                 elif clock() - checked_at > CHECK_EVERY_S:
                     checked_at = clock()
-                    await self._identity.check(after)
+                    with contextlib.suppress(LogUnavailable):  # then the connection is in doubt soon enough
+                        await self._identity.check(after)
                 elif self._client.connected:
                     pull.pull()
         finally:
@@ -149,9 +151,10 @@ class Cursor:
         batch = [pull.ready.popleft() for _ in range(min(self._batch_max, len(pull.ready)))]
         for place, found in enumerate(batch):
             if found.sequence != after + 1 + place:
-                await self._identity.confirm(after + 1 + place)
                 pull.ready.clear()
                 pull.broken = f"sequence {found.sequence} came instead of {after + 1 + place}"
+                with contextlib.suppress(LogUnavailable):  # then the next consumer meets the same gap
+                    await self._identity.confirm(after + 1 + place)
                 return batch[:place]
         return batch
 
@@ -192,11 +195,9 @@ class Cursor:
 
 async def _wait(pull: _Pull, timeout_s: float) -> None:
     pull.wake.clear()
-    try:
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(max(timeout_s, 0.0)):
             await pull.wake.wait()
-    except TimeoutError:
-        return
 
 
 def _doubt(pull: _Pull) -> str | None:

@@ -6,7 +6,6 @@ it was stored, headers verbatim, whichever way it was read. Knows nothing of wha
 
 import asyncio
 import base64
-import itertools
 import random
 from collections.abc import AsyncIterator, Iterable
 from datetime import datetime
@@ -21,11 +20,13 @@ from service.log.jetstream.replies import REQUEST_TIMEOUT_S, ApiError, Replies
 
 MULTI_LAST_MAX = 1_000  # subjects in one request; the server takes 1,024, and one is kept for the probe
 MULTI_LAST_PARALLEL = 3
+READ_BATCH_FIRST = 128  # what comes behind the range is read in vain, so begin small
 READ_BATCH_MAX = 1_000  # direct get has no flow control: what one answer may hold is all there is
 READ_BYTES_MAX = 4 * 1024 * 1024
 READ_DEADLINE_S = 15.0  # without any progress
 RETRY_S = 0.05
 
+ENDS = {b"204", b"404"}  # the status behind a complete answer: end of batch, nothing found
 NO_MESSAGE = 10037
 STREAM_MISSING = 10059
 
@@ -190,29 +191,29 @@ class Reader:
             query["up_to_seq"] = up_to
         if probe is not None and probe.subject not in chunk:
             query["multi_last"] = [*chunk, probe.subject]
-        async for _ in _attempts():
+        patience = _Patience()
+        while True:
             status, messages = await self._direct(stream(number), query)
-            if status[9:12] not in {b"204", b"404"}:
-                continue
-            if probe is None or any(found.sequence == probe.sequence for found in messages):
+            if status[9:12] in ENDS and (probe is None or any(found.sequence == probe.sequence for found in messages)):
                 return messages
-        raise LogUnavailable(f"direct get does not answer for {stream(number)}")
+            await patience.pause(stream(number))
 
     async def last_matching(self, name: str, pattern: str) -> list[Recorded]:
         """The last message of every subject (at most 1,024) of a stream that a pattern matches."""
-        async for _ in _attempts():
+        patience = _Patience()
+        while True:
             status, messages = await self._direct(name, {"multi_last": [pattern]})
-            if status[9:12] in {b"204", b"404"}:
+            if status[9:12] in ENDS:
                 return messages
-        raise LogUnavailable(f"direct get does not answer for {name}")
+            await patience.pause(name)
 
     async def read(self, subject: str, first: int, last: int) -> AsyncIterator[Recorded]:
         number = partition(subject)
-        wanted = max(first, 1)
-        attempts = _attempts()
+        wanted, size = max(first, 1), READ_BATCH_FIRST
+        patience = _Patience()
         while wanted <= last:
-            query: dict[str, object] = {"next_by_subj": subject, "seq": wanted, "max_bytes": READ_BYTES_MAX}
-            query["batch"] = min(READ_BATCH_MAX, last - wanted + 1)
+            batch = min(size, last - wanted + 1)
+            query = {"next_by_subj": subject, "seq": wanted, "batch": batch, "max_bytes": READ_BYTES_MAX}
             status, messages = await self._direct(stream(number), query)
             for found in messages:
                 if found.sequence > last:
@@ -220,14 +221,14 @@ class Reader:
                 wanted = found.sequence + 1
                 yield found
             if messages:
-                attempts = _attempts()
-            if status[9:12] in {b"204", b"404"}:
+                patience.renew()
+                size = READ_BATCH_MAX
+            if status[9:12] in ENDS:
                 if messages and int(_header(status, b"Nats-Num-Pending", 0)):
                     continue
                 if await self._nothing_more(subject, wanted, last):
                     return
-            if await anext(attempts, None) is None:
-                raise LogUnavailable(f"direct get does not answer up to {last} of {stream(number)}")
+            await patience.pause(stream(number))
 
     async def _nothing_more(self, subject: str, wanted: int, last: int) -> bool:
         """Whether the end that a replica reported is the end: the leader knows."""
@@ -251,16 +252,21 @@ class Reader:
             self._replies.forget(token)
 
 
-async def _attempts() -> AsyncIterator[int]:
-    """Counts up, with a pause between, until ``READ_DEADLINE_S`` is over."""
-    clock = asyncio.get_running_loop().time
-    until = clock() + READ_DEADLINE_S
-    for number in itertools.count():
-        if number:
-            await asyncio.sleep(RETRY_S * (0.5 + random.random()))  # noqa: S311 — jitter
-        if clock() > until:
-            return
-        yield number
+class _Patience:
+    """How long to ask again: ``READ_DEADLINE_S`` without progress."""
+
+    def __init__(self) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self.renew()
+
+    def renew(self) -> None:
+        self._until = self._clock() + READ_DEADLINE_S
+
+    async def pause(self, what: str) -> None:
+        """Raises: LogUnavailable when it is enough."""
+        if self._clock() > self._until:
+            raise LogUnavailable(f"direct get does not answer for {what}")
+        await asyncio.sleep(RETRY_S * (0.5 + random.random()))  # noqa: S311 — jitter
 
 
 def _refusal(error: ApiError) -> LogMissing | LogUnavailable:

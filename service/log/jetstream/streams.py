@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from events.envelope import Recorded
-from events.errors import LogDrifted, LogMissing, LogUnavailable
+from events.errors import LogDrifted, LogMissing, LogUnavailable, Misconfigured
 from events.ids import Epoch, epoch, is_epoch
 from events.subjects import name_of, stream, token
 from service.log.jetstream.append import Ack
@@ -23,6 +23,7 @@ LEASE_SUBJECT = "$KV.hublog_leases."
 VERSION = "1"
 MAX_AGE_S = 7 * 24 * 3600
 DUPLICATE_WINDOW_S = 120
+DUPLICATE_WINDOW_MIN_S = 90  # a write is repeated for PUBLISH_DEADLINE_S, and must meet itself
 _NS = 1_000_000_000
 
 # What may change under a living log. Everything else means another log, or a promise taken back.
@@ -38,6 +39,12 @@ class Shape(msgspec.Struct, frozen=True):
     max_age_s: int = MAX_AGE_S
     duplicate_window_s: int = DUPLICATE_WINDOW_S
     replicas: int = 1
+
+    def __post_init__(self) -> None:
+        if self.duplicate_window_s < DUPLICATE_WINDOW_MIN_S:
+            raise Misconfigured(
+                f"the duplicate window is {self.duplicate_window_s} s, less than {DUPLICATE_WINDOW_MIN_S}"
+            )
 
 
 def partition_definition(shape: Shape, number: int, life: Epoch) -> Definition:
