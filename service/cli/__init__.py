@@ -152,8 +152,13 @@ def settings(
 
     table = Table("variable", "default", "meaning", show_lines=True)
     for field, variable in variables().items():
-        table.add_row(variable.name, variable.default_shown(defaults()[field]), variable.doc)
+        table.add_row(variable.name, *_plain(variable.default_shown(defaults()[field]), variable.doc))
     Console().print(table)
+
+
+def _plain(*texts: str) -> list[str]:
+    """Markdown without its marks."""
+    return [text.replace("`", "") for text in texts]
 
 
 @app.command(

@@ -1,9 +1,15 @@
-"""The root of ``hublog projector``."""
+"""The root of ``hublog projector``: one projector per partition."""
 
+import asyncio
+
+from events.errors import LogDamaged
+from projections.runner import Projector
+from service.admin import Check
 from service.process.lifecycle import begin, operable
 from service.process.parts import nats_check, the_log
 from service.process.schema import postgres_check, require_schema
 from service.settings import ADMIN_OFFSET_PROJECTOR, Settings
+from service.telemetry import Metrics
 
 INSTANCE = "projector"
 
@@ -14,15 +20,69 @@ async def run(settings: Settings) -> None:
     dsn = settings.postgres_dsn.reveal()
     told_to_stop = begin(settings, INSTANCE)
     await require_schema(dsn)
-    async with (
-        the_log(settings, INSTANCE) as log,
-        operable(
-            settings,
-            "projector",
-            INSTANCE,
-            offset=ADMIN_OFFSET_PROJECTOR,
-            told_to_stop=told_to_stop,
-            checks={"nats": nats_check(log), "postgres": postgres_check(dsn)},
-        ),
-    ):
-        await told_to_stop.wait()
+    async with the_log(settings, INSTANCE) as log:
+        projectors = [Projector(dsn, log, number) for number in range(log.partitions)]
+        checks = {
+            "nats": nats_check(log),
+            "postgres": postgres_check(dsn),
+            **{f"partition {projector.partition}": _check(projector) for projector in projectors},
+        }
+        async with (
+            asyncio.TaskGroup() as group,
+            operable(
+                settings,
+                "projector",
+                INSTANCE,
+                offset=ADMIN_OFFSET_PROJECTOR,
+                told_to_stop=told_to_stop,
+                checks=checks,
+            ) as metrics,
+        ):
+            _measure(metrics, projectors)
+            tasks = [group.create_task(_project(projector)) for projector in projectors]
+            await told_to_stop.wait()
+            for task in tasks:
+                task.cancel()
+
+
+async def _project(projector: Projector) -> None:
+    """A halted partition has said so loudly, and keeps the process from being ready. Starting anew would not help it,
+    and the other partitions go on."""
+    try:
+        await projector.run()
+    except LogDamaged as exc:
+        projector.problem = exc.wire()
+
+
+def _check(projector: Projector) -> Check:
+    def check() -> str | None:
+        if projector.state in {"leading", "standing_by"}:
+            return None
+        return f"{projector.state}: {projector.problem}" if projector.problem else projector.state
+
+    return check
+
+
+def _measure(metrics: Metrics, projectors: list[Projector]) -> None:
+    """Numbers that are kept anyway, made readable."""
+    labels = [(projector, {"partition": str(projector.partition)}) for projector in projectors]
+    metrics.gauge(
+        "hublog_projection_lag", "Events stored and not yet in the rows.", lambda: [(by, p.lag) for p, by in labels]
+    )
+    metrics.gauge(
+        "hublog_projection_leading",
+        "1 where this process is the one at work.",
+        lambda: [(by, int(p.state == "leading")) for p, by in labels],
+    )
+    metrics.gauge(
+        "hublog_projection_parked", "Events that wait for a repair.", lambda: [(by, p.parked) for p, by in labels]
+    )
+    metrics.counter(
+        "hublog_projection_events", "Events written to the rows.", lambda: [(by, p.events) for p, by in labels]
+    )
+    metrics.counter("hublog_projection_batches", "Transactions.", lambda: [(by, p.batches) for p, by in labels])
+    metrics.counter(
+        "hublog_projection_interruptions",
+        "Times that Postgres or the log went away.",
+        lambda: [(by, p.failures) for p, by in labels],
+    )

@@ -11,16 +11,17 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from events.errors import HublogError, Misconfigured
+from events.errors import HublogError
 from service.up.board import Board, Entry
 from service.up.units import Unit
 
 BACKOFF_FIRST_S = 0.2
 BACKOFF_MAX_S = 5.0
+"""Between the deaths of something that does start."""
+FAILED_BACKOFF_MAX_S = 30.0
+"""Between starts that fail. There is no last one: what is missing may come back, and the others go on meanwhile."""
 SETTLED_S = 10.0
 """Who ran this long is started again without further delay."""
-ATTEMPTS_MAX = 10
-"""Starts in a row that failed; then everything is stopped, for a person to look."""
 
 
 class Supervisor:
@@ -63,7 +64,7 @@ class Supervisor:
                 raise outcome
 
     async def watch(self) -> None:
-        """Restart what dies, until cancelled. Raises: Misconfigured when something cannot be brought back."""
+        """Restart what dies, until cancelled."""
         self._changed(self.entries)
         async with asyncio.TaskGroup() as keepers:
             for stage in self._stages:
@@ -82,19 +83,20 @@ class Supervisor:
                 return
             if time.monotonic() - started_at > SETTLED_S:
                 delay_s = BACKOFF_FIRST_S
-            delay_s = await self._bring_back(unit, delay_s)
+            await self._bring_back(unit, delay_s)
+            delay_s = min(2 * delay_s, BACKOFF_MAX_S)
             self._board.note(f"{unit.name} is back as pid {unit.child.pid}")
             self._changed(self.entries)
 
-    async def _bring_back(self, unit: Unit, delay_s: float) -> float:
-        """Start it until it is ready; gives the delay for the next time."""
-        for attempt in range(1, ATTEMPTS_MAX + 1):
+    async def _bring_back(self, unit: Unit, delay_s: float) -> None:
+        """Start it until it is ready."""
+        said = ""
+        while True:
             await asyncio.sleep(delay_s * random.uniform(0.8, 1.2))  # noqa: S311 not a secret
-            delay_s = min(2 * delay_s, BACKOFF_MAX_S)
+            delay_s = min(2 * delay_s, FAILED_BACKOFF_MAX_S)
             try:
-                await unit.start()
+                return await unit.start()
             except HublogError as exc:
-                self._board.warn(f"{unit.name} did not start (attempt {attempt} of {ATTEMPTS_MAX}): {exc.message}")
-            else:
-                return delay_s
-        raise Misconfigured(f"{unit.name} did not start in {ATTEMPTS_MAX} attempts")
+                if said != exc.message:
+                    self._board.warn(f"{unit.name} does not start, and is tried again: {exc.message}")
+                said = exc.message
