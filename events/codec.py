@@ -64,7 +64,7 @@ def envelope(payload: bytes) -> Envelope:
     """Raises: UnreadableEvent."""
     try:
         return _envelope.decode(payload)
-    except (msgspec.DecodeError, UnicodeError) as exc:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         raise UnreadableEvent(f"an envelope does not decode: {exc}") from exc
 
 
@@ -81,7 +81,7 @@ def event_of(written: Envelope) -> Event:
         raise UpgradeRequired(f"event type {tag[:64]!r} is not known to this release")
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeError) as exc:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         raise UnreadableEvent(f"an event of type {tag} does not decode: {exc}") from exc
 
 

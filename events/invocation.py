@@ -9,6 +9,7 @@ import msgspec
 
 from events.errors import InvalidArguments, InvalidOption
 from events.ids import EventId, parse_name
+from events.nesting import NESTING_MAX, too_deep
 from events.selector import Route, Selector
 
 ARGUMENTS_NONE = msgspec.Raw(b"[]")
@@ -94,6 +95,8 @@ def check_arguments(arguments: bytes | msgspec.Raw) -> None:
         view.decode()
     except UnicodeDecodeError as exc:
         raise InvalidArguments(f"the arguments are not UTF-8 at byte {exc.start}") from exc
+    if too_deep(view):
+        raise InvalidArguments(f"the arguments are nested deeper than {NESTING_MAX}")
 
 
 def check_key(key: str) -> str:

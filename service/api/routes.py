@@ -25,9 +25,9 @@ from events.errors import (
     SessionNotFound,
 )
 from events.ids import EventId, GroupName, HubName, SessionId, parse_hub, parse_name
+from events.nesting import NESTING_MAX, too_deep
 
 Handler = Callable[..., Awaitable[object]]
-NESTING_MAX = 64  # a body deeper than this would run into the recursion limit of somebody who reads it later
 QUERY_PARAMETERS_MAX = 64
 
 
@@ -218,7 +218,7 @@ def decode_body(raw: bytes, shape: type[msgspec.Struct]) -> msgspec.Struct:
 
     Raises: InvalidBody, and what ``refusals`` names.
     """
-    if nesting(raw) > NESTING_MAX:
+    if too_deep(raw):
         raise InvalidBody(f"the body is nested deeper than {NESTING_MAX}")
     try:
         # msgspec.Raw takes bytes that are no UTF-8, and they would go out to sockets that must close on them.
@@ -236,22 +236,6 @@ def decode_body(raw: bytes, shape: type[msgspec.Struct]) -> msgspec.Struct:
         raise InvalidBody(f"the body is not JSON: {exc}") from exc
 
 
-def nesting(raw: bytes) -> int:
-    """How deep the brackets of a JSON text go; those inside strings do not count."""
-    if raw.count(b"[") + raw.count(b"{") <= NESTING_MAX:
-        return 0
-    depth = deepest = 0
-    for found in _BRACKETS_AND_STRINGS.finditer(raw):
-        first = found[0][:1]
-        if first in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif first in b"]}":
-            depth -= 1
-    return deepest
-
-
-_BRACKETS_AND_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 _ESCAPE_BROKEN = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 

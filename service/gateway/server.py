@@ -25,6 +25,7 @@ from events.errors import (
     Restarting,
 )
 from events.ids import UserId, parse_hub, parse_name
+from events.nesting import NESTING_MAX, too_deep
 from service import problems
 from service.gateway import negotiate, tokens
 from service.gateway.connection import Connection, Peer, refused_options
@@ -170,6 +171,8 @@ def _metadata(text: str | None) -> msgspec.Raw:
         raw = text.encode()
         if len(raw) > METADATA_BYTES_MAX:
             raise InvalidQuery(f"meta has {len(raw)} bytes, more than {METADATA_BYTES_MAX}")
+        if too_deep(raw):
+            raise InvalidQuery(f"meta is nested deeper than {NESTING_MAX}")
         msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         raise InvalidQuery(f"meta is not a JSON object: {exc}") from exc

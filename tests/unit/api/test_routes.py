@@ -19,9 +19,9 @@ from events.errors import (
     SessionNotFound,
 )
 from events.ids import GroupName, HubName, SessionId
+from events.nesting import NESTING_MAX
 from events.selector import Selector
-from service.api import routes
-from service.api.routes import NESTING_MAX, Table, delete, get, post, put
+from service.api.routes import Table, delete, get, post, put
 
 
 class Paging(msgspec.Struct, forbid_unknown_fields=True):
@@ -238,20 +238,6 @@ def test_any_json_is_read_or_refused(value):
 def test_any_bytes_are_refused_as_a_body(raw):
     with pytest.raises((InvalidBody, InvalidSelector)):
         said(raw)
-
-
-@pytest.mark.parametrize(
-    ("text", "depth"),
-    [
-        (b"[" * 65 + b"]" * 65, 65),
-        (b'["' + b"[" * 100 + b'"]', 1),
-        (b'["\\"' + b"[" * 100 + b'"]', 1),
-        (b"[" + b"[]," * 100 + b"[]]", 2),
-        (b"[" * 10, 0),  # not even counted
-    ],
-)
-def test_nesting_counts_brackets_outside_strings(text, depth):
-    assert routes.nesting(text) == depth
 
 
 def test_a_handler_that_does_not_fit_its_path_is_refused_at_start():
