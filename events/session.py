@@ -295,7 +295,7 @@ def _attach(state: State, command: Attach) -> Event | None:
         return Closed(reason="expired", connection=state.connection, groups=state.groups)
     if command.generation == state.generation:
         generation = state.generation + 1
-    elif command.generation == state.generation - 1:
+    elif command.generation == state.generation - 1 and command.generation >= 1:
         # The answer that carried the newer token was evidently lost: hand out the same one again.
         generation = state.generation
     else:
