@@ -74,7 +74,7 @@ sessions = Table(
     Column("opened_seq", BigInteger, nullable=False),
     Column("opened_at", Time),
     Column("detached_at", Time),
-    Column("last_seen_at", Time),  # the node's clock; null while active: then it is the time of the node's lease
+    Column("last_seen_at", Time),  # the node's clock, while detached or since; else it is the lease's time
     Column("closed_at", Time),
     CheckConstraint("state IN ('active', 'detached', 'closed')", name="state"),
     postgresql_with=OFTEN_UPDATED,
