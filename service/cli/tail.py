@@ -157,13 +157,13 @@ def _json_line(
 def _line(
     position: Position, subject: subjects.Subject, _recorded: Recorded, envelope: Envelope, event: codec.Event | None
 ) -> Text:
-    kind, _, rest = envelope.type.partition(".")
-    colour = COLOURS.get(kind, "white")
+    name = envelope.type.rpartition(".v")[0] or envelope.type
+    colour = COLOURS.get(name.partition(".")[0], "white")
     line = Text()
     line.append(f"{position!s:<14} ", style="dim")
     line.append(f"{envelope.at[11:23]} ", style="dim")
     line.append(f"{subject.hub:<12} ", style="bold")
-    line.append(f"{kind}.{rest.rpartition('.v')[0] or rest:<12} ", style=colour)
+    line.append(f"{name:<20} ", style=colour)
     line.append(_short(_where(subject)), style="yellow")
     line.append("  " + _what(event))
     line.append(f"  by {envelope.actor}", style="dim")

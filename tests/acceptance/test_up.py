@@ -197,6 +197,14 @@ async def test_an_interrupt_while_starting_leaves_nothing_behind(new_up: Callabl
     assert processes_of(up.data_dir) == {}
 
 
+async def test_an_ordinary_user_needs_no_more_than_root(new_up: Callable[..., Up]) -> None:
+    up = new_up(gateways=1, unprivileged=True)
+    await up.start()
+    assert len(up.entries) == len(ROLES) - 1
+    assert await up.stop() == 0
+    assert processes_of(up.data_dir) == {}
+
+
 async def test_servers_of_ones_own_are_used_where_named(
     new_up: Callable[..., Up], fresh_nats: Callable[[], Awaitable[NatsServer]], empty_database: str
 ) -> None:

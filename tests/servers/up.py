@@ -22,8 +22,18 @@ FIRST, LAST = 12_000, 32_000
 class Up:
     """One ``hublog up``; ``start`` returns when ``processes.json`` is there, that is when everything is ready."""
 
-    def __init__(self, data_dir: Path, *, gateways: int = 2, options: tuple[str, ...] = (), **settings: str) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        gateways: int = 2,
+        options: tuple[str, ...] = (),
+        unprivileged: bool = False,
+        **settings: str,
+    ) -> None:
+        """``unprivileged``: it sees itself as an ordinary user, also where the tests run as root."""
         self.data_dir = data_dir
+        self._unprivileged = unprivileged
         self.base = free_block()
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("HUBLOG_")},
@@ -62,6 +72,7 @@ class Up:
             [sys.executable, "-P", "-m", "service", "up", *self._options],
             log_file=self.log_file,
             death_signal=signal.SIGTERM,
+            unprivileged=self._unprivileged,
             env=self.environment,
         )
         return self.child

@@ -1,0 +1,114 @@
+"""``hublog tail`` on a real log: what is shown, chosen, and refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from events import invocation, session, subjects
+from events.ids import HubName
+from events.selector import Group
+from service.cli.tail import Filter, follow
+from service.log.author import Author
+from service.log.jetstream import jetstream_log, migrate_log
+from service.up.board import Entry, write_processes
+from service.up.nats_server import NatsServer
+
+
+@pytest.fixture
+async def told(clean_nats: NatsServer) -> NatsServer:
+    """A log with a session of each of two hubs, a membership and a call."""
+    await migrate_log(clean_nats.url, random=b"abc")
+    log = await jetstream_log(clean_nats.url, name="test")
+    author = Author()
+    for hub, ident in (("chat", "s-ann"), ("other", "s-bob")):
+        at = subjects.HubSubjects(HubName(hub), 1)
+        opened = session.Opened(node="n-0", incarnation="i", connection="c", user=ident[2:])
+        last = await log.append(at.session(ident), [author.write(opened, actor=f"session:{ident}")], 0)
+        if hub == "chat":
+            joined = session.Joined(groups=("lobby",))
+            await log.append(at.session(ident), [author.write(joined, actor="user:ann")], last)
+            call = invocation.Requested(target="say", arguments=msgspec.Raw(b'["hi"]'), selector=Group(group="lobby"))
+            await log.publish(at.group("lobby"), author.write(call, actor="system:api"))
+    await log.close()
+    return clean_nats
+
+
+def tail(*options: str, url: str | None, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HUBLOG_")}
+    if url is not None:
+        environment["HUBLOG_NATS_URL"] = url
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "service", "tail", "--once", *options],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        check=False,
+        timeout=60,
+    )
+
+
+def shown(output: str) -> list[str]:
+    events = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    return [f"{event['position'].partition('.')[2]} {event['type']}" for event in events]
+
+
+EVERYTHING = ["0-1 session.opened.v1", "0-2 session.joined.v1", "0-3 invocation.requested.v1", "0-4 session.opened.v1"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (Filter(), EVERYTHING),
+        (Filter(hub="chat"), EVERYTHING[:3]),
+        (Filter(type="session"), [*EVERYTHING[:2], EVERYTHING[3]]),
+        (Filter(type="session.joined"), EVERYTHING[1:2]),
+        (Filter(type="sess"), []),
+        (Filter(session="s-ann"), EVERYTHING[:2]),
+        (Filter(group="lobby"), EVERYTHING[1:3]),
+        (Filter(hub="other", group="lobby"), []),
+    ],
+)
+async def test_filters_choose_by_what_an_event_concerns(
+    told: NatsServer,
+    chosen: Filter,
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HUBLOG_NATS_URL", told.url)
+    await follow(chosen, after=None, lines=10, once=True, as_json=True, data_dir=None)
+    assert shown(capsys.readouterr().out) == expected
+
+
+def test_a_line_says_where_when_what_and_by_whom(told: NatsServer, tmp_path: Path) -> None:
+    ran = tail("--type", "invocation", url=told.url, cwd=tmp_path)
+    (line,) = ran.stdout.splitlines()
+    position, _time, hub, name, kind, group, what, *by = line.split()
+    assert position.endswith(".0-3")
+    assert (hub, name, kind, group, what) == ("chat", "invocation.requested", "group", "lobby", 'say("hi")')
+    assert by == ["by", "system:api"]
+    assert ran.stderr == ""
+
+
+def test_a_position_is_where_it_starts_and_that_of_another_epoch_is_refused(told: NatsServer, tmp_path: Path) -> None:
+    first = json.loads(tail("--json", url=told.url, cwd=tmp_path).stdout.splitlines()[0])["position"]
+    epoch = first.partition(".")[0]
+    assert shown(tail("--json", "--after", f"{epoch}.0-3", url=told.url, cwd=tmp_path).stdout) == EVERYTHING[3:]
+    refused = tail("--after", "zzzz.0-3", url=told.url, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert f"the log is at epoch {epoch}, not zzzz" in refused.stderr
+
+
+def test_it_finds_the_nats_of_the_up_that_runs_here_or_says_what_to_do(told: NatsServer, tmp_path: Path) -> None:
+    nobody = tail(url=None, cwd=tmp_path)
+    assert nobody.returncode == 2
+    assert "start `hublog up`" in nobody.stderr
+    (tmp_path / ".hublog").mkdir()
+    write_processes(tmp_path / ".hublog/processes.json", [Entry("nats", 0, told.pid, told.url, None)])
+    assert shown(tail("--json", url=None, cwd=tmp_path).stdout) == EVERYTHING
