@@ -30,7 +30,7 @@ from events.errors import (
 )
 from events.ids import NAME_BYTES_MAX, EventId, GroupName, HubName, SessionId
 from service import problems
-from service.api.routes import Reading, Route, Signature, Table
+from service.api.routes import POSITION_HEADER, Reading, Route, Signature, Table
 
 OPENAPI = "3.1.0"
 ABOUT = """\
@@ -149,14 +149,22 @@ def _operation(
             "content": {"application/json": {"schema": schema_of[shape.body]}},
         }
     operation["responses"] = {
-        "200": _answered(schema_of[content(shape.answer)]),
+        "200": _answered(shape.answer, schema_of),
         **_problems(_errors(route, shape), schema_of[problems.Problem]),
     }
     return operation
 
 
-def _answered(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"description": "As asked.", "content": {"application/json": {"schema": schema}}}
+def _answered(answer: Any, schema_of: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "description": "As asked.",
+        "content": {"application/json": {"schema": schema_of[content(answer)]}},
+    }
+    if content(answer) is not answer:
+        described["headers"] = {
+            POSITION_HEADER: {"description": "The position that the answer reflects.", "schema": {"type": "string"}}
+        }
+    return described
 
 
 def _query_parameters(schema: dict[str, Any]) -> list[dict[str, Any]]:

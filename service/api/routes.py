@@ -29,6 +29,7 @@ from events.nesting import NESTING_MAX, too_deep
 
 Handler = Callable[..., Awaitable[object]]
 QUERY_PARAMETERS_MAX = 64
+POSITION_HEADER = "Hublog-Position"  # of answers that are one item
 
 
 T = TypeVar("T")

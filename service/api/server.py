@@ -26,7 +26,7 @@ from events.errors import (
     PayloadTooLarge,
 )
 from service import problems
-from service.api.routes import Call, Reading, Table
+from service.api.routes import POSITION_HEADER, Call, Reading, Table
 
 BODY_BYTES_MAX = 64 * 1024
 BODY_S = 30.0
@@ -46,6 +46,7 @@ class Dispatcher:
         self._api = api
         self._body_bytes_max = body_bytes_max
         self._origins = frozenset(origins)
+        self.answered: dict[int, int] = {}  # by status, for whoever measures
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         started = time.monotonic()
@@ -64,6 +65,7 @@ class Dispatcher:
             error = Internal("something here is broken; it has been logged")
         if error is not None:
             response = problem_response(error, path)
+        self.answered[response.status] = self.answered.get(response.status, 0) + 1
         if call is not None and request.method not in SAFE:
             _log_command(request, call, response, error, time.monotonic() - started)
         return response
@@ -73,7 +75,7 @@ class Dispatcher:
         answer = await call.route.handler(self._api, **call.arguments(query, body))
         headers = {}
         if isinstance(answer, Reading):
-            headers["Hublog-Position"] = answer.position
+            headers[POSITION_HEADER] = answer.position
             answer = answer.value
         return web.Response(body=msgspec.json.encode(answer), content_type=JSON, charset="utf-8", headers=headers)
 

@@ -153,3 +153,9 @@ def test_lists_say_what_the_design_says(document):
         one for one in document["paths"]["/v1/hubs/{hub}/events"]["get"]["parameters"] if one["name"] == "limit"
     )
     assert limit["schema"] == {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
+
+
+def test_single_answers_state_their_position_in_a_header(document):
+    single = document["paths"]["/v1/hubs/{hub}/sessions/{session}"]["get"]["responses"]["200"]
+    assert set(single["headers"]) == {"Hublog-Position"}
+    assert "headers" not in document["paths"]["/v1/hubs/{hub}/sessions"]["get"]["responses"]["200"]
