@@ -1,0 +1,49 @@
+"""One ``hublog up`` per test file, with the settings that the file names in ``SETTINGS``."""
+
+import uuid
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.servers.questions import Api
+from tests.servers.stock import StockClients
+from tests.servers.up import Up
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Up]:
+    up = Up(
+        tmp_path_factory.mktemp("served") / "data",
+        options=getattr(request.module, "OPTIONS", ("--no-restart",)),
+        **getattr(request.module, "SETTINGS", {}),
+    )
+    try:
+        await up.start()
+        yield up
+    finally:
+        await up.stop()
+
+
+@pytest.fixture
+def hub() -> str:
+    """A hub of one's own."""
+    return f"h-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def gateways(served: Up) -> tuple[str, str]:
+    """The addresses of both gateways."""
+    return served.entry("gateway", 0).url or "", served.entry("gateway", 1).url or ""
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def api(served: Up, hub: str) -> AsyncIterator[Api]:
+    async with Api(served.entry("api").url or "", hub) as questions:
+        yield questions
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def clients() -> AsyncIterator[StockClients]:
+    async with StockClients() as started:
+        yield started

@@ -1,0 +1,52 @@
+"""Questions to the API of a running ``hublog up``."""
+
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+
+
+class Api:
+    """``async with Api(url, hub) as api``. Paths are below ``/v1/hubs/{hub}``, or whole where they begin with ``/``."""
+
+    def __init__(self, url: str, hub: str) -> None:
+        self._base = url
+        self._hub = hub
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def raw(self, method: str, path: str, body: bytes | None = None, **query: Any) -> tuple[int, bytes]:
+        whole = path if path.startswith("/") else f"/v1/hubs/{self._hub}/{path}"
+        async with self._session.request(method, f"{self._base}{whole}", params=query, data=body) as answer:
+            return answer.status, await answer.read()
+
+    async def call(self, method: str, path: str, body: object = None, **query: Any) -> Any:
+        """What was asked for, which must succeed."""
+        sent = None if body is None else msgspec.json.encode(body)
+        status, answer = await self.raw(method, path, sent, **query)
+        assert status == 200, f"{method} {path}: {status} {answer.decode()}"
+        return msgspec.json.decode(answer)
+
+    async def get(self, path: str, **query: Any) -> Any:
+        return await self.call("GET", path, **query)
+
+    async def items(self, path: str, **query: Any) -> list[Any]:
+        """All items of a list, page by page."""
+        found: list[Any] = []
+        while True:
+            page = await self.get(path, **query)
+            found += page["items"]
+            if page["next"] is None:
+                return found
+            query["after"] = page["next"]
+
+    async def refused(self, method: str, path: str, body: bytes | None = None, **query: Any) -> tuple[int, str]:
+        """Status and code of what must fail."""
+        status, answer = await self.raw(method, path, body, **query)
+        assert status >= 400, f"{method} {path}: {status} {answer.decode()}"
+        return status, msgspec.json.decode(answer)["code"]
