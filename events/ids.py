@@ -24,6 +24,7 @@ EventId = NewType("EventId", str)
 
 NAME_BYTES_MAX = 256
 SESSION_ID_BYTES = 16
+SEQUENCE_MAX = 2**63 - 1  # of what the read models can store; the log itself would count further
 # Namespace of ids made from idempotency keys; fixed for ever, or a repeated key would no longer meet its own event.
 KEYED = uuid.UUID("5f0c3a54-6a0e-5a63-9a75-3a1e6f1d9b10")
 
@@ -46,7 +47,7 @@ class Position(msgspec.Struct, frozen=True, order=True):
 def parse_position(text: str) -> Position:
     """Raises: InvalidPosition."""
     found = _POSITION.match(text)
-    if found is None:
+    if found is None or int(found[3]) > SEQUENCE_MAX:
         raise InvalidPosition(f"{text[:64]!r} is not a position")
     return Position(Epoch(found[1]), int(found[2]), int(found[3]))
 
@@ -63,7 +64,7 @@ def is_epoch(text: str) -> bool:
 
 
 def parse_name(text: str, what: str) -> str:
-    """A group's or user's name: 1 to 256 bytes of UTF-8, no NUL. Raises: InvalidName."""
+    """A group's, user's or target's name: 1 to 256 bytes of UTF-8, no NUL. ``what`` says which. Raises: InvalidName."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError:

@@ -10,13 +10,16 @@ from typing import Literal
 
 import msgspec
 
-from events.ids import HubName, b64url, from_b64url, partition_of
+from events.errors import InvalidName
+from events.ids import HubName, b64url, from_b64url, parse_hub, partition_of
 
 CALL_BUCKETS = 256
+SYSTEM_HUB = "_sys"  # no name of a hub: the log's own subjects, always in partition 0
 Kind = Literal["session", "inbox", "group", "user", "all", "many", "call", "room", "node"]
 CONDITIONAL: frozenset[Kind] = frozenset({"session", "room"})
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+\Z")
+_NUMBER = re.compile(r"(?:0|[1-9][0-9]{0,3})\Z")
 
 
 def token(name: str) -> str:
@@ -27,7 +30,7 @@ def token(name: str) -> str:
 
 
 def name_of(text: str) -> str:
-    """The name that :func:`token` wrote. Raises: ValueError."""
+    """The name that :func:`token` wrote. Raises: ValueError for any other spelling."""
     if not text.startswith("~"):
         if _PLAIN.match(text):
             return text
@@ -39,7 +42,10 @@ def name_of(text: str) -> str:
 
 
 class Subject(msgspec.Struct, frozen=True):
-    """A parsed subject: partition, hub (``_sys`` for nodes), kind and the decoded name (None where there is none)."""
+    """A parsed subject: partition, hub (``_sys`` for nodes), kind and the decoded name (None where there is none).
+
+    The name of a ``call`` is its bucket, in decimal.
+    """
 
     partition: int
     hub: str
@@ -84,7 +90,7 @@ class HubSubjects:
 
 def node(node_id: str) -> str:
     """The subject of one node: always in partition 0."""
-    return f"ev.0._sys.node.{token(node_id)}"
+    return f"ev.0.{SYSTEM_HUB}.node.{token(node_id)}"
 
 
 def stream(partition: int) -> str:
@@ -106,15 +112,23 @@ def stored(live_subject: str) -> str:
     return "ev" + live_subject[2:]
 
 
-_NAMED: dict[str, Kind] = {"g": "group", "u": "user", "call": "call", "r": "room"}
+_NAMED: dict[str, Kind] = {"g": "group", "u": "user", "r": "room"}
 
 
 def parse(subject: str) -> Subject:
     """Raises: ValueError for anything that this module does not build."""
     parts = subject.split(".")
-    if len(parts) < 4 or parts[0] != "ev":
+    if len(parts) < 4 or parts[0] != "ev" or not _NUMBER.match(parts[1]):
         raise ValueError(f"{subject!r} is not a subject of the log")
     number, hub, rest = int(parts[1]), parts[2], parts[3:]
+    if hub == SYSTEM_HUB:
+        if number != 0 or len(rest) != 2 or rest[0] != "node":
+            raise ValueError(f"{subject!r} is not a subject of the log")
+        return Subject(number, hub, "node", name_of(rest[1]))
+    try:
+        parse_hub(hub)
+    except InvalidName as exc:
+        raise ValueError(f"{subject!r} is not a subject of the log: {exc}") from exc
     match rest:
         case ["s", ident, "log"]:
             return Subject(number, hub, "session", name_of(ident))
@@ -124,8 +138,8 @@ def parse(subject: str) -> Subject:
             return Subject(number, hub, "all")
         case ["many"]:
             return Subject(number, hub, "many")
-        case ["node", ident] if hub == "_sys":
-            return Subject(number, hub, "node", name_of(ident))
+        case ["call", bucket] if _NUMBER.match(bucket) and int(bucket) < CALL_BUCKETS:
+            return Subject(number, hub, "call", bucket)
         case [letter, ident] if letter in _NAMED:
             return Subject(number, hub, _NAMED[letter], name_of(ident))
         case _:
