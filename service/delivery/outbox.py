@@ -65,6 +65,7 @@ class Outbox:
         """Take nothing more; what was written still goes out."""
         self.open = False
         self._corked = None
+        self._on_slow = _nobody  # no cycle with the connection: it is freed at once, not by the collector
 
     def abort(self) -> None:
         """Drop what is queued and the connection with it, at once."""
@@ -82,3 +83,7 @@ class Outbox:
         self.open = False
         self._corked = None
         self._on_slow()
+
+
+def _nobody() -> None:
+    """Who is told of slowness once an outbox is closed."""

@@ -264,6 +264,8 @@ class Connection:
     def lost(self) -> None:
         """The transport is gone. Whatever reason was given before stands."""
         self._end("transport_error")
+        # The receiver holds methods of this connection: no cycle, no work for the collector.
+        self.receiver = None
 
     def _end(self, reason: session.Closing | None) -> None:
         if self._ended:

@@ -30,7 +30,7 @@ class WebSocketWire:
         return self._transport
 
     def close(self) -> None:
-        if self._closing is None and not self._socket.closed:
+        if self._closing is None and not self._socket.closed and not self._transport.is_closing():
             self._closing = asyncio.ensure_future(self._socket.close())
             # A client that does not read would keep the closing frame, and us, waiting for ever.
             asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S * 2, self._transport.abort)
@@ -65,6 +65,10 @@ async def serve(
         if connections.get(connection.id) is connection:
             del connections[connection.id]
         await wire.closed()
+        said = socket.exception()
+        if said is not None:
+            # Its frames hold the socket, which holds it: a cycle that only the collector would find.
+            said.with_traceback(None)
     return socket
 
 
