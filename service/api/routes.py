@@ -190,8 +190,8 @@ def decode_segment(raw: str) -> str:
     return _percent_decoded(raw, InvalidName, "the path")
 
 
-def decode_query(raw: str, shape: type[msgspec.Struct] | None) -> msgspec.Struct | None:
-    """The query struct from the text behind ``?``; each parameter once, none unknown. Raises: InvalidQuery."""
+def query_pairs(raw: str) -> dict[str, str]:
+    """The parameters behind ``?``, decoded, each once. Raises: InvalidQuery."""
     pairs: dict[str, str] = {}
     items = [item for item in raw.split("&") if item]
     if len(items) > QUERY_PARAMETERS_MAX:
@@ -204,6 +204,12 @@ def decode_query(raw: str, shape: type[msgspec.Struct] | None) -> msgspec.Struct
         if "\0" in value:
             raise InvalidQuery(f"the parameter {name[:64]!r} holds a NUL character")
         pairs[name] = value
+    return pairs
+
+
+def decode_query(raw: str, shape: type[msgspec.Struct] | None) -> msgspec.Struct | None:
+    """The query struct, with no parameter unknown. Raises: InvalidQuery."""
+    pairs = query_pairs(raw)
     if shape is None:
         if pairs:
             raise InvalidQuery(f"unknown parameter {next(iter(pairs))[:64]!r}; this route takes none")

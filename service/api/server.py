@@ -21,16 +21,18 @@ from events.errors import (
     HublogError,
     Internal,
     InvalidBody,
+    InvalidQuery,
     MethodNotAllowed,
     OriginRefused,
     PayloadTooLarge,
 )
 from service import problems
-from service.api.routes import POSITION_HEADER, Call, Reading, Table
+from service.api.routes import POSITION_HEADER, Call, Reading, Table, query_pairs
 
 BODY_BYTES_MAX = 64 * 1024
 BODY_S = 30.0
 JSON = "application/json"
+SERVER = "hublog"
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 log = structlog.get_logger(__name__)
@@ -52,32 +54,36 @@ class Dispatcher:
         started = time.monotonic()
         path, _, query = _target(request)
         call: Call | None = None
+        answer: object = None
         error: HublogError | None = None
         try:
             await _continue_if_expected(request)
             self._check_origin(request)
             call = self._table.match(request.method, path)
-            response = await self._answer(request, call, query)
+            body = await self._read(request) if call.signature.body is not None else b""
+            answer = await call.route.handler(self._api, **call.arguments(query, body))
+            response = answered(answer)
         except HublogError as exc:
             error = exc
         except Exception as exc:
-            log.exception("api_internal_error", method=request.method, path=path[:256], exc_info=exc)
+            log.exception("api.failed", method=request.method, path=path[:256], exc_info=exc)
             error = Internal("something here is broken; it has been logged")
         if error is not None:
             response = problem_response(error, path)
         self.answered[response.status] = self.answered.get(response.status, 0) + 1
         if call is not None and request.method not in SAFE:
-            _log_command(request, call, response, error, time.monotonic() - started)
+            log.info(
+                "api.command",
+                method=request.method,
+                route=call.route.path,
+                **call.params,
+                user=_user(query),
+                position=getattr(answer, "position", None),
+                status=response.status,
+                code=error.code if error is not None else None,
+                ms=round((time.monotonic() - started) * 1000, 1),
+            )
         return response
-
-    async def _answer(self, request: web.BaseRequest, call: Call, query: str) -> web.Response:
-        body = await self._read(request) if call.signature.body is not None else b""
-        answer = await call.route.handler(self._api, **call.arguments(query, body))
-        headers = {}
-        if isinstance(answer, Reading):
-            headers[POSITION_HEADER] = answer.position
-            answer = answer.value
-        return web.Response(body=msgspec.json.encode(answer), content_type=JSON, charset="utf-8", headers=headers)
 
     async def _read(self, request: web.BaseRequest) -> bytes:
         said = request.content_length
@@ -109,9 +115,17 @@ class Dispatcher:
             raise OriginRefused(f"pages of {origin[:128]!r} may not command this service")
 
 
+def answered(answer: object) -> web.Response:
+    headers = {"Server": SERVER}
+    if isinstance(answer, Reading):
+        headers[POSITION_HEADER] = answer.position
+        answer = answer.value
+    return web.Response(body=msgspec.json.encode(answer), content_type=JSON, charset="utf-8", headers=headers)
+
+
 def problem_response(error: HublogError, path: str) -> web.Response:
     document = problems.problem(error, path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")[:1024])
-    headers = {}
+    headers = {"Server": SERVER}
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = str(error.details.get("allow", ""))
     if document.status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -130,24 +144,18 @@ def _target(request: web.BaseRequest) -> tuple[str, str, str]:
     return raw.partition("?")
 
 
+def _user(query: str) -> str | None:
+    """Who the query says is acting, for the log; a query that cannot be read says nobody."""
+    try:
+        return query_pairs(query).get("user")
+    except InvalidQuery:
+        return None
+
+
 async def _continue_if_expected(request: web.BaseRequest) -> None:
     if request.headers.get("Expect", "").lower() == "100-continue" and request.version == HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
-
-
-def _log_command(
-    request: web.BaseRequest, call: Call, response: web.StreamResponse, error: HublogError | None, seconds: float
-) -> None:
-    log.info(
-        "api_command",
-        method=request.method,
-        route=call.route.path,
-        **call.params,
-        status=response.status,
-        code=error.code if error is not None else None,
-        ms=round(seconds * 1000, 1),
-    )
 
 
 class BadHttp(BadMessage):
@@ -172,7 +180,7 @@ class _Protocol(web.RequestHandler):
         elif status < HTTPStatus.INTERNAL_SERVER_ERROR:
             error = BadHttp("this is not an HTTP request")
         else:
-            log.error("api_protocol_error", exc_info=exc)
+            log.error("api.protocol_failed", exc_info=exc)
             error = Internal("something here is broken; it has been logged")
         if request.writer.output_size > 0:
             raise ConnectionError("an answer was under way already")

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import msgspec
 import pytest
+import structlog
 
 from events.ids import HubName, Position, SessionId, parse_position
 from projections.read import ReadModel
@@ -211,6 +212,15 @@ async def test_an_invocation_is_found_with_its_arguments_byte_for_byte(world: Wo
 
 def call(to: Any, **more: Any) -> dict[str, Any]:
     return {"selector": to if isinstance(to, dict) else {"to": to}, "target": "say", "arguments": ["hi"], **more}
+
+
+async def test_a_command_is_logged_with_who_and_where(world: World):
+    await world.open("s1")
+    with structlog.testing.capture_logs() as lines:
+        joined = await world.put("/v1/hubs/chat/groups/lobby/members/s1", user="root")
+    (line,) = [line for line in lines if line["event"] == "api.command"]
+    assert (line["hub"], line["group"], line["session"], line["user"]) == ("chat", "lobby", "s1", "root")
+    assert (line["position"], line["status"], line["code"]) == (joined.json["position"], 200, None)
 
 
 async def test_outcomes_and_keys(world: World):

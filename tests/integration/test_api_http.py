@@ -97,7 +97,7 @@ async def test_a_defect_is_logged_once_and_not_shown(api: Raw):
     with structlog.testing.capture_logs() as lines:
         answer = await api.get("/broken")
     assert b"secret" not in answer.body
-    assert [line["event"] for line in lines] == ["api_internal_error"]
+    assert [line["event"] for line in lines] == ["api.failed"]
 
 
 async def test_a_command_is_one_log_line_without_its_body(api: Raw):
@@ -106,8 +106,8 @@ async def test_a_command_is_one_log_line_without_its_body(api: Raw):
         await api.request("POST", "/echo/chat", b"{")
         await api.get("/groups/chat/x")
     assert [(line["event"], line["hub"], line["status"], line["code"]) for line in lines] == [
-        ("api_command", "chat", 200, None),
-        ("api_command", "chat", 400, "invalid_body"),
+        ("api.command", "chat", 200, None),
+        ("api.command", "chat", 400, "invalid_body"),
     ]
     assert "private" not in str(lines)
 
@@ -169,7 +169,7 @@ async def test_a_body_that_never_ends_is_no_defect(api: Raw):
         await writer.drain()
         writer.transport.abort()
         assert (await api.get("/groups/chat/x")).status == 200
-    assert "api_internal_error" not in [line["event"] for line in lines]
+    assert "api.failed" not in [line["event"] for line in lines]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +180,11 @@ async def test_pages_of_other_sites_may_not_command(api: Raw, origin: str, statu
     assert answer.status == status
     assert "access-control-allow-origin" not in answer.headers
     assert (await api.request("GET", "/groups/chat/x", Origin=origin)).status == 200
+
+
+async def test_answers_do_not_say_what_they_are_made_with(api: Raw):
+    for target in ("/groups/chat/x", "/nowhere"):
+        assert (await api.get(target)).headers["server"] == "hublog"
 
 
 async def test_named_origins_may():
