@@ -174,11 +174,12 @@ class Dispatcher:
         self._wake.set()
 
     def begin_round(self) -> set[Chain] | None:
-        """Start collecting anew; returns the scope to read."""
+        """Returns the scope to read. What was collected before everything is read again is of no use any more."""
         scope, self.scope = self.scope, set()
-        self._buffer.clear()
-        self._buffer_bytes = 0
-        self.overflowed = False
+        if scope is None:
+            self._buffer.clear()
+            self._buffer_bytes = 0
+            self.overflowed = False
         return scope
 
     def go_live(self, up_to: int) -> None:
@@ -212,6 +213,8 @@ class Dispatcher:
     def _apply(self, chain: Chain, sequence: int, payload: bytes, stored_at_us: int) -> None:
         """One event of a session's own subject: its memberships take effect here, and nowhere else."""
         receiver = next(iter(chain.members.values()))
+        if receiver.hub is None:
+            return  # its connection ended while this was being read
         try:
             event = codec.event_of(codec.envelope(payload))
             if not isinstance(event, session.Event):

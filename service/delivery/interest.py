@@ -177,6 +177,9 @@ class Interest:
         if receiver.user is not None:
             chains.append(hub.chain("user", receiver.user, hub.subjects.user(receiver.user)))
         first = not hub.receivers
+        inbox = hub.chains.get(hub.subjects.inbox(receiver.session))
+        if inbox is not None:
+            chains.append(inbox)
         for chain in chains:
             if first:
                 chain.known = max(chain.known, sequence)
@@ -218,15 +221,23 @@ class Interest:
             if chain is not None:
                 chain.end(receiver, 0, None)
         log = hub.chains.pop(hub.subjects.session(receiver.session), None)
-        hub.chains.pop(hub.subjects.inbox(receiver.session), None)
+        inbox = hub.chains.pop(hub.subjects.inbox(receiver.session), None)
+        if inbox is not None:
+            inbox.members.clear()  # a repair under way may still hold the chain
         if log is not None and log.subscription is not None:
             log.subscription.unsubscribe()
+            log.subscription = None  # it holds the chain: no cycle, no work for the collector
 
     def reap(self, now_s: float) -> None:
-        """Drop what nobody here has needed for a while."""
+        """Drop what nobody here has needed for a while.
+
+        A session whose ``opened`` is still to come needs its user's subject, however long that takes; a group that is
+        dropped too early is only read again when the ``joined`` comes by.
+        """
         for name, hub in list(self.hubs.items()):
+            droppable = {"group"} if hub.expected else {"group", "user"}
             for chain in list(hub.chains.values()):
-                if chain.kind in {"group", "user"} and not chain.members and now_s - chain.idle_since_s > LINGER_S:
+                if chain.kind in droppable and not chain.members and now_s - chain.idle_since_s > LINGER_S:
                     self._drop(chain)
             if hub.idle and not any(chain.kind in {"group", "user"} for chain in hub.chains.values()):
                 for chain in list(hub.chains.values()):
@@ -237,6 +248,7 @@ class Interest:
         chain.hub.chains.pop(chain.subject, None)
         if chain.subscription is not None:
             chain.subscription.unsubscribe()
+            chain.subscription = None
 
     def _heard(self, chain: Chain) -> Subscription:
         return self._feed.subscribe(chain.subject, self._hearing(chain))
@@ -253,7 +265,7 @@ class Interest:
         """A session's two subjects under one subscription: half the interest to keep for every session."""
         ident, subjects, hear = receiver.session, hub.subjects, self._hear
         log = Chain(hub, "log", ident, subjects.session(ident), {ident: receiver})
-        inbox = Chain(hub, "inbox", ident, subjects.inbox(ident), {ident: receiver})
+        inbox = Chain(hub, "inbox", ident, subjects.inbox(ident), {})
         hub.chains[log.subject], hub.chains[inbox.subject] = log, inbox
 
         def on_message(subject: str, sequence: int, previous: int, payload: bytes) -> None:

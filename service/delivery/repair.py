@@ -130,7 +130,7 @@ def _starts(found: Iterable[tuple[Chain, Recorded]]) -> dict[Chain, int]:
             for group in decoded.groups:
                 starts.setdefault(hub.expect_group(group), event.sequence)
         elif isinstance(decoded, session.Opened):
-            subjects = [hub.subjects.all(), hub.subjects.many()]
+            subjects = [hub.subjects.all(), hub.subjects.many(), hub.subjects.inbox(chain.name)]
             if decoded.user is not None:
                 subjects.append(hub.subjects.user(decoded.user))
             for subject in subjects:
