@@ -22,6 +22,7 @@ from service.sessions.hubs import Hubs
 from service.sessions.manager import session_manager
 from service.sessions.registry import NewSession
 from tests.servers.api import Answer, Raw, is_problem, serving
+from tests.servers.nats import MakeNats
 from tests.servers.processes import until
 
 HUB = HubName("chat")
@@ -49,7 +50,6 @@ class World:
 
     def __init__(self, api: Raw, log: JetStreamLog, hubs: Hubs, reads: ReadModel) -> None:
         self.api, self.log, self.hubs, self.reads = api, log, hubs, reads
-        self.last = Position(log.epoch, 0, 0)
 
     async def open(self, name: str, *, user: str | None = None, hub: HubName = HUB, **more: Any) -> SessionId:
         manager = await self.hubs.manager(hub)
@@ -88,26 +88,31 @@ class World:
             page = await self.get(path, limit=str(limit), after=page["next"], **query)
 
 
-@pytest.fixture
-async def world(clean_nats: Any, database: str) -> AsyncIterator[World]:
-    await migrate_log(clean_nats.url, random=b"abc")
-    log = await jetstream_log(clean_nats.url, name="test api")
+@contextlib.asynccontextmanager
+async def a_world(nats_url: str, dsn: str, partitions: int = 1) -> AsyncIterator[World]:
+    await migrate_log(nats_url, random=b"abc", partitions=partitions)
+    log = await jetstream_log(nats_url, name="test api", partitions=partitions)
     hubs = Hubs(log, lambda hub: session_manager(hub, log, author=Author(), ttl_ms_max=3_600_000))
-    reads = ReadModel(database, 1)
-    projector = Projector(database, log, 0)
-    projecting = asyncio.create_task(projector.run())
+    reads = ReadModel(dsn, partitions)
+    projectors = [Projector(dsn, log, partition) for partition in range(partitions)]
+    projecting = [asyncio.create_task(projector.run()) for projector in projectors]
     try:
         async with serving(make_app(reads, hubs, {"inc-0": RENEWED_US}.get)) as api:
-            world = World(api, log, hubs, reads)
-            await until(lambda: projector.checkpoint is not None, what="a checkpoint")
-            yield world
+            await until(lambda: all(projector.checkpoint for projector in projectors), what="checkpoints")
+            yield World(api, log, hubs, reads)
     finally:
-        projecting.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await projecting
+        for task in projecting:
+            task.cancel()
+        await asyncio.gather(*projecting, return_exceptions=True)
         await hubs.shutdown()
         await reads.close()
         await log.close()
+
+
+@pytest.fixture
+async def world(clean_nats: Any, database: str) -> AsyncIterator[World]:
+    async with a_world(clean_nats.url, database) as world:
+        yield world
 
 
 async def test_an_empty_hub_is_empty_and_says_as_of_when(world: World):
@@ -448,3 +453,43 @@ async def test_without_postgres_questions_wait_and_commands_go_on(world: World):
             assert (await api.request("PUT", "/v1/hubs/chat/groups/g/members/s1")).status == 200
     finally:
         await nowhere.close()
+
+
+async def test_without_nats_commands_are_refused_and_questions_go_on(fresh_nats: MakeNats, database: str):
+    server = await fresh_nats()
+    async with a_world(server.url, database) as world:
+        await world.open("s1")
+        session = await world.get("/v1/hubs/chat/sessions/s1")
+        await server.kill()
+        await until(lambda: not world.log.connected, what="the loss of NATS")
+        for method, path, body in (
+            ("PUT", "/v1/hubs/chat/groups/g/members/s1", None),
+            ("DELETE", "/v1/hubs/chat/sessions/s1", None),
+            ("POST", "/v1/hubs/chat/invocations", call("all")),
+        ):
+            refused = await world.request(method, path, body)
+            assert is_problem(refused)
+            assert (refused.status, refused.json["code"]) == (503, "log_unavailable"), path
+            assert refused.headers["retry-after"] == "1"
+        assert (await world.request("GET", "/v1/hubs/chat/sessions/s1")).json == session
+
+
+async def test_several_partitions(clean_nats: Any, database: str):
+    async with a_world(clean_nats.url, database, partitions=2) as world:
+        hubs = [HubName(f"hub-{number}") for number in range(8)]
+        for hub in hubs:
+            await world.open("s1", hub=hub)
+            joined = await world.put(f"/v1/hubs/{hub}/groups/lobby/members/s1")
+            position = parse_position(joined.json["position"])
+            assert position.partition == world.reads.partition(hub)
+            members = await world.request("GET", f"/v1/hubs/{hub}/groups/lobby/members", min_position=str(position))
+            assert [one["joinedPosition"] for one in members.json["items"]] == [str(position)]
+            elsewhere = str(Position(position.epoch, 1 - position.partition, 0))
+            refused = await world.request("GET", f"/v1/hubs/{hub}/sessions", min_position=elsewhere)
+            assert (refused.status, refused.json["code"]) == (400, "invalid_position")
+        assert {world.reads.partition(hub) for hub in hubs} == {0, 1}
+        page = (await world.api.get("/v1/hubs?limit=5")).json
+        assert page["position"] is None
+        rest = (await world.request("GET", "/v1/hubs", after=page["next"])).json
+        assert [one["hub"] for one in page["items"] + rest["items"]] == hubs
+        assert [one["partition"] for one in (await world.api.get("/v1/projections")).json["items"]] == [0, 1]
