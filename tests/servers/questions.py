@@ -11,7 +11,7 @@ class Api:
 
     def __init__(self, url: str, hub: str) -> None:
         self._base = url
-        self._hub = hub
+        self.hub = hub
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20))
@@ -21,7 +21,7 @@ class Api:
         await self._session.close()
 
     async def raw(self, method: str, path: str, body: bytes | None = None, **query: Any) -> tuple[int, bytes]:
-        whole = path if path.startswith("/") else f"/v1/hubs/{self._hub}/{path}"
+        whole = path if path.startswith("/") else f"/v1/hubs/{self.hub}/{path}"
         async with self._session.request(method, f"{self._base}{whole}", params=query, data=body) as answer:
             return answer.status, await answer.read()
 
