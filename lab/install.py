@@ -36,11 +36,15 @@ class Gateway(msgspec.Struct, frozen=True):
 
 
 class Install(msgspec.Struct, frozen=True):
-    """What is measured. ``sync`` is how the embedded NATS was told to sync, or "as found"."""
+    """What is measured. ``sync`` is how the embedded NATS was told to sync, or "as found".
+
+    ``pids``: every process that can be seen from here, by a name for people, e.g. ``gateway 0``.
+    """
 
     gateways: list[Gateway]
     sync: str
     data: str
+    pids: dict[str, int] = {}
 
 
 class _Row(msgspec.Struct):
@@ -54,7 +58,9 @@ def read_processes(path: Path, sync: str) -> Install:
     """The installation that a ``processes.json`` describes."""
     rows = msgspec.json.decode(path.read_bytes(), type=list[_Row])
     gateways = sorted((row for row in rows if row.role == "gateway" and row.url), key=lambda row: row.index)
-    return Install([Gateway(row.url or "", row.pid) for row in gateways], sync, str(path.parent))
+    names = {(f"{row.role} {row.index}" if row.role == "gateway" else row.role): row.pid for row in rows}
+    pids = {name: pid for name, pid in names.items() if pid is not None}
+    return Install([Gateway(row.url or "", row.pid) for row in gateways], sync, str(path.parent), pids)
 
 
 def running(urls: list[str]) -> Install:

@@ -12,6 +12,7 @@ from lab.install import Install
 from lab.ledger import Ledger, percentile_ms
 from lab.load import IDLE_MAX_S, TARGET, Progress, new_hub, quiet_collector, require_all_open, until_still
 from lab.pacer import Pacer
+from lab.proc import family_cpu_us
 
 WARM_UP_MAX = 1000
 UNANSWERED_MAX = 20_000
@@ -28,7 +29,10 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """From the sender's write to each receiver's read; ``answered_*`` from the write to the Completion."""
+    """From the sender's write to each receiver's read; ``answered_*`` from the write to the Completion.
+
+    ``cpu_us`` is what each process of the installation spent per invocation, with all that went on beside it.
+    """
 
     sync: str
     rate: int
@@ -46,6 +50,7 @@ class Latency(msgspec.Struct, frozen=True):
     lost: int
     duplicated: int
     out_of_order: int
+    cpu_us: dict[str, float] = {}
 
 
 async def latency(install: Install, plan: Plan, progress: Progress) -> Latency:
@@ -65,10 +70,12 @@ async def latency(install: Install, plan: Plan, progress: Progress) -> Latency:
             await client.call("hub.join", TARGET)
         sender = Sender(near.clients[0], plan, messages)
         with quiet_collector():
+            cpu_before = _cpu(install)
             started = time.perf_counter()
             await sender.send_all(lambda done: progress(done, messages, what))
             took = time.perf_counter() - started
             await until_still(lambda: ledger.deliveries + sender.answered, lambda: ledger.complete and sender.complete)
+            cpu = {name: (after - cpu_before[name]) / sender.sent for name, after in _cpu(install).items()}
         tally = ledger.tally(sender.sent)
         return Latency(
             sync=install.sync,
@@ -87,10 +94,15 @@ async def latency(install: Install, plan: Plan, progress: Progress) -> Latency:
             lost=max(0, tally.lost - sender.refused * plan.receivers),
             duplicated=tally.duplicated,
             out_of_order=tally.out_of_order,
+            cpu_us=cpu,
         )
     finally:
         await near.close()
         await far.close()
+
+
+def _cpu(install: Install) -> dict[str, int]:
+    return {name: family_cpu_us(pid) for name, pid in install.pids.items()}
 
 
 class Sender:

@@ -3,6 +3,7 @@
 Owns the reading; refuses to judge.
 """
 
+import contextlib
 import os
 import platform
 import resource
@@ -44,6 +45,16 @@ def cpu_us(pid: int) -> int:
     # The name, second, may hold spaces and brackets: count from behind it.
     fields = _read(pid, "stat").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) * _TICK_US
+
+
+def family_cpu_us(pid: int) -> int:
+    """:func:`cpu_us` of a process and its living children: Postgres is one process for each connection."""
+    children = _read(pid, f"task/{pid}/children").split()
+    total = cpu_us(pid)
+    for child in children:
+        with contextlib.suppress(Gone):
+            total += cpu_us(int(child))
+    return total
 
 
 def raise_file_limit(needed: int) -> None:

@@ -123,6 +123,7 @@ def _latency(one: Latency) -> list[Line]:
         Line("answered, p99", _figure(one.answered_p99_ms, "ms")),
         _none("refused", one.refused, one.first_refusal),
         *_exactly_once(one.lost, one.duplicated, one.out_of_order),
+        *(Line(f"CPU per invocation, {name}", _figure(cpu, "µs")) for name, cpu in one.cpu_us.items()),
     ]
 
 
