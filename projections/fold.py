@@ -14,10 +14,11 @@ import msgspec
 from events import codec, invocation, node, session
 from events.envelope import Envelope, Recorded
 from events.errors import HublogError, UnreadableEvent
-from events.ids import parse_hub
+from events.ids import NAME_BYTES_MAX, parse_hub
 from events.subjects import Subject, parse
 
 TYPE_CHARACTERS_MAX = 64
+GENERATION_MAX = 2**31 - 1
 SYSTEM_HUB = "_sys"
 BEHIND = "subject_parked"  # the code of an event that waits for an earlier one of its subject
 
@@ -191,6 +192,9 @@ def _session(rows: Rows, place: Subject, said: session.Event, event: Recorded) -
     state = session.settle(said, seq, at_us)
     if state.status == "none":
         raise UnreadableEvent("the event carries no state")
+    if not 0 <= state.generation <= GENERATION_MAX:
+        raise UnreadableEvent(f"{state.generation} is no generation")
+    _check_names(place.name, state.user, state.node, state.incarnation, state.connection, *state.groups)
     key = (place.hub, place.name)
     row = rows.sessions.get(key)
     if row is None:
@@ -224,6 +228,7 @@ def _leave(rows: Rows, key: SessionKey, groups: dict[str, int], event: Recorded)
 
 
 def _requested(rows: Rows, place: Subject, written: Envelope, said: invocation.Requested, event: Recorded) -> None:
+    _check_names(written.id, said.target, said.caller, written.actor)
     rows.invocations.append(
         InvocationRow(
             hub=place.hub,
@@ -245,6 +250,7 @@ def _outcome(
     said: invocation.Answered | invocation.Cancelled | invocation.Expired,
     event: Recorded,
 ) -> None:
+    _check_names(said.invocation)
     status = {invocation.Answered: "answered", invocation.Cancelled: "cancelled", invocation.Expired: "expired"}
     rows.outcomes[place.hub, said.invocation] = (status[type(said)], event.sequence)
 
@@ -252,6 +258,7 @@ def _outcome(
 def _node(rows: Rows, said: node.Event, event: Recorded) -> None:
     if isinstance(said, node.Delivered):
         return  # how far a node has written is no fact about the node
+    _check_names(said.node, said.incarnation)
     seq, at_us = event.sequence, event.stored_at_us
     key = (said.node, said.incarnation)
     match said:
@@ -261,3 +268,10 @@ def _node(rows: Rows, said: node.Event, event: Recorded) -> None:
             row = rows.nodes.setdefault(key, NodeRow("", seq, at_us))
             row.state = "draining" if isinstance(said, node.Draining) else "lost"
             row.seq, row.changed_at_us = seq, at_us
+
+
+def _check_names(*names: str | None) -> None:
+    """What Postgres would refuse must not depend on which batch it comes in. Raises: UnreadableEvent."""
+    for name in names:
+        if name is not None and (len(name) > NAME_BYTES_MAX or "\0" in name):
+            raise UnreadableEvent(f"{name[:32]!r} of {len(name)} characters is no name")

@@ -22,13 +22,20 @@ TTL_US = 30_000_000
 STEPS = ("open", "attach", "detach", "join", "leave", "leave_all", "carry", "close", "call", "outcome", "node")
 
 
+def stored_at_us(sequence: int) -> int:
+    """The broker's time of an event, in every history."""
+    return START_US + 1_003 * sequence
+
+
 class History:
     """Events of one partition, in order. ``emit`` hands each on (to a log, or to the list ``events``)."""
 
-    def __init__(self, seed: int, *, sessions: int = 8, hubs: tuple[str, ...] = ("chat", "ops-2")) -> None:
+    def __init__(
+        self, seed: int, *, sessions: int = 8, hubs: tuple[str, ...] = ("chat", "ops-2"), partitions: int = 1
+    ) -> None:
         self.events: list[Recorded] = []
         self.random = random.Random(seed)
-        self.hubs = [HubSubjects(HubName(hub), 1) for hub in hubs]
+        self.hubs = [HubSubjects(HubName(hub), partitions) for hub in hubs]
         self.names = [f"s{number}" if number % 3 else f"odd {number}.✓" for number in range(sessions)]
         self.states: dict[str, session.State] = {}
         self.calls: list[tuple[HubSubjects, EventId]] = []
@@ -74,7 +81,7 @@ class History:
 
     @property
     def now_us(self) -> int:
-        return START_US + 1_003 * len(self.events)
+        return stored_at_us(len(self.events) + 1)
 
     def add(self, subject: str, said: codec.Event, actor: str = "system:test") -> Recorded:
         return self.put(subject, self.new(said, actor).payload)
@@ -123,6 +130,8 @@ class History:
             self.add(hub.call(ident), said)
 
     def _node(self) -> None:
+        if self.hubs[0].partition:
+            return  # nodes are facts of partition 0
         name, life = self.random.choice(NODES), f"life-{self.random.randint(1, 3)}"
         said = self.random.choice(
             [
