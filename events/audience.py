@@ -4,7 +4,6 @@ Delivery keeps an index that answers the same question quickly; hand-over, ``rec
 tests hold the two against each other.
 """
 
-from collections.abc import Iterable
 from typing import TypeAlias
 
 from events import session
@@ -15,7 +14,11 @@ Interval: TypeAlias = tuple[int, int | None]  # joined at, left at (both sequenc
 
 
 class Life:
-    """One session's life as its own subject tells it: when it opened and closed, and when it was in which group."""
+    """One session's life as its own subject tells it: when it opened and closed, and when it was in which group.
+
+    ``intervals`` of a group ascend. The log may have forgotten the beginning: the first event that is still there
+    carries what was true then, stays that ended before it are not known.
+    """
 
     __slots__ = ("closed", "intervals", "opened", "session", "user")
 
@@ -28,18 +31,19 @@ class Life:
 
     def apply(self, event: session.Event, sequence: int) -> None:
         """Take in the next event of the session's subject; ascending by sequence."""
+        if self.opened is None:
+            state = session.settle(event, sequence, session.OPEN)
+            self.user, self.opened = state.user, state.opened
+            self._stay(state.groups)
         match event:
-            case session.Opened():
-                self.user, self.opened = event.user, sequence
             case session.Joined():
-                for group in event.groups:
-                    self.intervals.setdefault(group, []).append((sequence, None))
+                self._stay(dict.fromkeys(event.groups, sequence))
             case session.Left():
-                self._end(event.groups, sequence)
+                self._leave(event.groups, sequence)
             case session.Closed():
-                self._end(event.groups, sequence)
+                self._leave(event.groups, sequence)
                 self.closed = sequence
-            case session.Attached() | session.Detached() | session.Carried():
+            case session.Opened() | session.Attached() | session.Detached() | session.Carried():
                 pass
 
     def member_at(self, group: str, sequence: int) -> bool:
@@ -49,16 +53,27 @@ class Life:
         )
 
     def alive_at(self, sequence: int) -> bool:
+        """Whether the session was open, attached or not, when ``sequence`` was written."""
         return self.opened is not None and self.opened < sequence and (self.closed is None or sequence < self.closed)
 
-    def _end(self, groups: Iterable[str], sequence: int) -> None:
-        for group in groups:
-            joined, _ = self.intervals[group][-1]
+    def _stay(self, groups: dict[str, int]) -> None:
+        for group, joined in groups.items():
+            stays = self.intervals.setdefault(group, [])
+            if not stays or stays[-1][0] != joined:
+                stays.append((joined, None))
+
+    def _leave(self, groups: dict[str, int], sequence: int) -> None:
+        """``groups``: the join sequences that end at ``sequence``."""
+        self._stay(groups)
+        for group, joined in groups.items():
             self.intervals[group][-1] = (joined, sequence)
 
 
 def receives(life: Life, subject: Subject, sequence: int, call: Requested) -> bool:
-    """Whether the session must be sent this invocation, once."""
+    """Whether the session must be sent this invocation, once: ``call`` was stored on ``subject`` at ``sequence``.
+
+    A function of the log alone: time to live and connections are others' business.
+    """
     if not life.alive_at(sequence) or life.session in call.without:
         return False
     match subject.kind:

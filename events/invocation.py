@@ -14,6 +14,9 @@ from events.selector import Route, Selector
 
 ARGUMENTS_NONE = msgspec.Raw(b"[]")
 KEY_CHARACTERS_MAX = 128
+TTL_MS_MAX = 2**53 - 1  # where nothing else bounds it: beyond, JSON's readers no longer agree
+
+_any_json = msgspec.json.Decoder(msgspec.Raw)
 
 
 class Requested(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
@@ -68,11 +71,15 @@ def requested(
     ttl_ms: int | None = None,
     ttl_ms_max: int | None = None,
 ) -> Requested:
-    """The event of a call, checked. Raises: InvalidName (target), InvalidArguments, InvalidOption."""
+    """The event of a call, checked. ``ttl_ms_max``: the age at which the log forgets, None if it never does.
+
+    Raises: InvalidName (target), InvalidArguments, InvalidOption.
+    """
     parse_name(target, "target")
     check_arguments(arguments)
-    if ttl_ms is not None and not 1 <= ttl_ms <= (ttl_ms_max or ttl_ms):
-        raise InvalidOption(f"ttlMs is {ttl_ms}, not within 1 and {ttl_ms_max}")
+    longest_ms = ttl_ms_max if ttl_ms_max is not None else TTL_MS_MAX
+    if ttl_ms is not None and not 1 <= ttl_ms <= longest_ms:
+        raise InvalidOption(f"ttlMs is {ttl_ms}, not within 1 and {longest_ms}")
     return Requested(
         target=target,
         # A copy: a Raw pins the whole frame or request that it came from.
@@ -87,7 +94,10 @@ def requested(
 
 
 def check_arguments(arguments: bytes | msgspec.Raw) -> None:
-    """Stock clients close on invalid UTF-8, and ``msgspec.Raw`` lets it through. Raises: InvalidArguments."""
+    """One JSON array in UTF-8, for whoever reads the log: no reader may stumble over what one caller sent.
+
+    Stock clients close on invalid UTF-8, and ``msgspec.Raw`` lets it through. Raises: InvalidArguments.
+    """
     view = bytes(arguments)
     if not view.startswith(b"["):
         raise InvalidArguments("the arguments are not an array")
@@ -97,12 +107,20 @@ def check_arguments(arguments: bytes | msgspec.Raw) -> None:
         raise InvalidArguments(f"the arguments are not UTF-8 at byte {exc.start}") from exc
     if too_deep(view):
         raise InvalidArguments(f"the arguments are nested deeper than {NESTING_MAX}")
+    try:
+        _any_json.decode(view)
+    except msgspec.DecodeError as exc:
+        raise InvalidArguments(f"the arguments are not JSON: {exc}") from exc
 
 
 def check_key(key: str) -> str:
-    """Raises: InvalidOption."""
+    """An idempotency key: 1 to 128 characters. Raises: InvalidOption."""
     if not 1 <= len(key) <= KEY_CHARACTERS_MAX:
         raise InvalidOption(f"the key has {len(key)} characters")
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise InvalidOption("the key holds a lone surrogate") from None
     return key
 
 

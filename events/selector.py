@@ -99,14 +99,17 @@ def parse(raw: bytes | msgspec.Raw) -> Selector:
     """Raises: InvalidSelector."""
     try:
         return _decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeError) as exc:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         raise InvalidSelector(f"the selector cannot be read: {exc}") from exc
 
 
 def resolve(selector: Selector, caller: str | None) -> Route:
     """The route of a selector. ``caller`` is the calling session, None for anyone else.
 
-    Raises: InvalidSelector (caller-relative without a calling session), TooManyTargets, InvalidName.
+    Duplicates are removed, the order of the rest is kept; at most ``TARGETS_MAX`` remain, of targets and of exclusions.
+
+    Raises: InvalidSelector (caller-relative without a calling session, or text that is no Unicode), TooManyTargets,
+    InvalidName (of a group or user that cannot exist).
     """
     match selector:
         case All():
@@ -143,6 +146,11 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     distinct = tuple(dict.fromkeys(names))
     if len(distinct) > TARGETS_MAX:
         raise TooManyTargets(f"{len(distinct)} sessions or groups are named")
+    try:
+        "".join(distinct).encode()
+    except UnicodeEncodeError:
+        # Only Python code can name what UTF-8 cannot spell: JSON does not let it through.
+        raise InvalidSelector("a name in the selector holds a lone surrogate") from None
     return distinct
 
 
