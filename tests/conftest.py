@@ -8,7 +8,6 @@
 """
 
 import asyncio
-import inspect
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -79,10 +78,7 @@ async def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIter
 async def _template(postgres_server: PostgresServer) -> str:
     """A database with today's schema, made once and copied for each test."""
     dsn = await create_database(postgres_server, name=TEMPLATE)
-    if (upgrade := getattr(migrations, "upgrade", None)) is not None:
-        outcome = await asyncio.to_thread(upgrade, dsn)
-        if inspect.isawaitable(outcome):
-            await outcome
+    await asyncio.to_thread(migrations.upgrade, dsn)
     return TEMPLATE
 
 

@@ -102,7 +102,6 @@ async def _serve(settings: Settings, data_dir: DataDir, board: Board, *, gateway
         board.note("Streams and schema are in place")
         await supervisor.start([_projector(settings, data_dir), _api(settings, data_dir)])
         await supervisor.start([_gateway(settings, data_dir, index, gateways) for index in range(gateways)])
-        changed(supervisor.entries)
         board.table([*external, *supervisor.entries], sync=sync, logs=data_dir.logs)
         await supervisor.watch()
 

@@ -96,18 +96,20 @@ def spawn(
     *,
     log_file: Path,
     death_signal: signal.Signals,
-    unprivileged: bool = False,
+    identity: confine.Identity = "same",
+    owned: Sequence[Path] = (),
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     inherit: Sequence[int] = (),
 ) -> Child:
     """Start ``program`` in a session of its own, output appended to ``log_file``, dying with this process.
 
-    ``inherit`` names descriptors that the child keeps open: a lock on the data directory lives as long as it does.
+    ``identity`` and ``owned`` say who it is where we are root (see ``service.up.confine``). ``inherit`` names
+    descriptors that the child keeps open: a lock on the data directory lives as long as it does.
     """
     with log_file.open("ab") as output:
         process = subprocess.Popen(
-            confine.command(program, parent_pid=os.getpid(), death_signal=death_signal, unprivileged=unprivileged),
+            confine.command(program, parent_pid=os.getpid(), death_signal=death_signal, identity=identity, owned=owned),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -107,7 +107,7 @@ class NatsServer:
             [str(binary), "-c", str(self._folder / "nats.conf"), "--ports_file_dir", str(self._folder)],
             log_file=self._log_file,
             death_signal=signal.SIGTERM,
-            unprivileged=True,
+            identity="preferred",
             inherit=self._inherit,
         )
         try:

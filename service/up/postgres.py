@@ -24,6 +24,7 @@ from psycopg import sql
 
 from events.errors import Misconfigured
 from service.up.child import Child, Ladder, spawn
+from service.up.confine import NOBODY
 
 USER = "hublog"
 DATABASE = "hublog"
@@ -123,6 +124,9 @@ class PostgresServer:
             raise RuntimeError("Postgres was not started yet")
         return self.child
 
+    def _owned(self) -> list[Path]:
+        return [self._folder, *([self._socket_dir] if self._socket_dir is not None else [])]
+
     def _prepare_socket_dir(self) -> Path:
         if self._socket_dir is None:
             inside = (self._folder / "socket").absolute()
@@ -131,8 +135,9 @@ class PostgresServer:
         with contextlib.suppress(FileExistsError):
             self._socket_dir.mkdir(mode=0o700)
         found = self._socket_dir.lstat()
-        # In a folder of everybody's, somebody else may have been there first.
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        # In a folder of everybody's, somebody else may have been there first. Of root's servers, some run as nobody.
+        owners = {0, NOBODY} if os.geteuid() == 0 else {os.geteuid()}
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in owners or found.st_mode & 0o077:
             raise PermissionError(errno.EPERM, f"{self._socket_dir} is not a private folder of ours")
         return self._socket_dir
 
@@ -146,7 +151,8 @@ class PostgresServer:
             [str(initdb), *INITDB_OPTIONS, "-D", str(draft)],
             log_file=self._log_file,
             death_signal=signal.SIGKILL,
-            unprivileged=True,
+            identity="required",
+            owned=self._owned(),
             inherit=self._inherit,
         )
         try:
@@ -174,7 +180,8 @@ class PostgresServer:
             ],
             log_file=self._log_file,
             death_signal=signal.SIGINT,
-            unprivileged=True,
+            identity="required",
+            owned=self._owned(),
             inherit=self._inherit,
         )
         try:

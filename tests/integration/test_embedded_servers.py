@@ -180,7 +180,7 @@ async def test_a_child_that_starts_after_its_parents_death_ends_at_once(tmp_path
     child = spawn("sleeper", program, log_file=tmp_path / "log", death_signal=signal.SIGKILL)
     assert child.returncode is None
     assert await child.kill() == -signal.SIGKILL
-    orphan = subprocess.Popen(confine.command(program, parent_pid=1, death_signal=signal.SIGKILL, unprivileged=False))
+    orphan = subprocess.Popen(confine.command(program, parent_pid=1, death_signal=signal.SIGKILL))
     assert await Child("orphan", orphan, tmp_path / "log").wait() == 125
 
 

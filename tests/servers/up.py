@@ -72,7 +72,7 @@ class Up:
             [sys.executable, "-P", "-m", "service", "up", *self._options],
             log_file=self.log_file,
             death_signal=signal.SIGTERM,
-            unprivileged=self._unprivileged,
+            identity="required" if self._unprivileged else "same",
             env=self.environment,
         )
         return self.child
