@@ -56,12 +56,19 @@ class Supervisor:
         return [unit.entry for unit in units if unit.child is not None and unit.child.returncode is None]
 
     async def start(self, stage: Sequence[Unit]) -> None:
-        """Start these side by side, and return once all are ready. Raises: Misconfigured."""
+        """Start these side by side, and return once all are ready. The first that cannot be ends the others' start.
+
+        Raises: Misconfigured.
+        """
         self._stages.append(list(stage))
-        outcomes = await asyncio.gather(*(unit.start() for unit in stage), return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        starting = [asyncio.create_task(unit.start()) for unit in stage]
+        try:
+            for started in asyncio.as_completed(starting):
+                await started
+        finally:
+            for task in starting:
+                task.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
 
     async def watch(self) -> None:
         """Restart what dies, until cancelled."""
