@@ -22,7 +22,7 @@ from events.errors import (
     Misconfigured,
     PayloadTooLarge,
 )
-from service.log.jetstream import JetStreamLog, jetstream_log, migrate_log
+from service.log.jetstream import JetStreamLog, cursor, jetstream_log, migrate_log
 from service.log.jetstream import append as append_module
 from service.log.jetstream.append import WRONG_LAST_SEQUENCE, Ack, failure
 from service.log.jetstream.replies import ApiError
@@ -286,6 +286,22 @@ async def test_a_consumer_that_is_deleted_is_made_again(clean_nats: NatsServer, 
                 assert (await admin(f"CONSUMER.DELETE.EV_0.{name}"))["success"]
     assert sequences == [1, 2, 3]
     await until_no_consumer(admin)
+
+
+async def test_pulls_that_expire_are_followed_by_others(
+    clean_nats: NatsServer, admin: Admin, open_log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cursor, "PULL_EXPIRES_S", 0.1)
+    monkeypatch.setattr(cursor, "HEARTBEAT_S", 0.04)
+    await migrate_log(clean_nats.url, random=RANDOM)
+    log: JetStreamLog = await open_log()
+    async with aclosing(log.follow(0, 0, batch_max=2)) as batches:
+        assert await anext(batches) == []
+        names = (await admin("CONSUMER.NAMES.EV_0"))["consumers"]
+        for number in range(1, 6):
+            await log.publish("ev.0.h.all", event())
+            assert [one.sequence for one in await anext(batches)] == [number]
+        assert (await admin("CONSUMER.NAMES.EV_0"))["consumers"] == names
 
 
 async def until_no_consumer(admin: Admin) -> None:
