@@ -83,3 +83,4 @@ async def _read(socket: web.WebSocketResponse, connection: Connection) -> None:
             connection.end(MessageTooLarge(f"the frame cannot be read: {message.data}"), "transport_error")
         else:
             return
+        del message  # while it waits, a connection does not keep the last frame alive
