@@ -8,7 +8,6 @@ neither the log's driver nor what a row means.
 import asyncio
 import random
 import time
-from collections.abc import Sequence
 from typing import Any, Literal, LiteralString, NoReturn
 
 import psycopg
@@ -19,9 +18,10 @@ from events.errors import LogDamaged, LogRegressed, Misconfigured, Unavailable
 from projections import checkpoint as checkpoints
 from projections.batches import EVENTS_MAX, leading
 from projections.checkpoint import Checkpoint, Connection
-from projections.fold import BEHIND, Rows, fold
+from projections.fold import BEHIND, Rows
 from projections.source import Ahead, Source
-from projections.write import Superseded, is_poison, refusal, store
+from projections.write import Superseded
+from projections.writer import Writer
 
 READ_MAX = 2_500  # events asked of the log at a time
 VERIFY_S = 60.0
@@ -66,7 +66,6 @@ class Projector:
         self._dsn = dsn
         self._source = source
         self._log = (log or structlog.get_logger(__name__)).bind(partition=partition)
-        self._poison: set[int] = set()
         self._checked_at = 0.0
         self._rated_at = 0.0
 
@@ -83,7 +82,7 @@ class Projector:
             try:
                 await self._attempt()
             except LogDamaged as exc:
-                self.state = "halted"
+                self.state, self.problem = "halted", exc.wire()
                 self._log.critical("projection.halted", code=exc.code, problem=exc.message, hint=exc.hint)
                 raise
             except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as exc:
@@ -133,15 +132,30 @@ class Projector:
         after = await self._start(at)
         self._log.info("projection.leading", sequence=at.sequence, lag=self.lag, parked=self.parked)
         self.state, self.problem = "leading", None
-        waiting: list[Recorded] = []
+        writer = Writer(connection, at, self.parked_subjects, self._written)
         async with Ahead(self._source.follow(self.partition, after, batch_max=READ_MAX)) as ahead:
-            while True:
-                came = await ahead.take(EVENTS_MAX)
-                if came:
-                    waiting = waiting + came if waiting else came
-                    self.log_last = max(self.log_last, waiting[-1].sequence)
-                    at, waiting = await self._drain(connection, at, waiting)
-                await self._look(connection, at, idle=not came)
+            try:
+                await self._follow(connection, ahead, writer)
+            finally:
+                await writer.abandon()
+
+    async def _follow(self, connection: Connection, ahead: Ahead, writer: Writer) -> NoReturn:
+        expected = writer.at.sequence + 1 if writer.at.sequence else None
+        waiting: list[Recorded] = []  # for the rest of their atomic batch
+        while True:
+            came = await ahead.take(EVENTS_MAX)
+            if came and expected is not None and came[0].sequence != expected:
+                raise LogRegressed(f"sequence {came[0].sequence} came where {expected} should be: events are lost")
+            if came:
+                expected = came[-1].sequence + 1
+                self.log_last = max(self.log_last, came[-1].sequence)
+                waiting = waiting + came if waiting else came
+            while count := leading(waiting):
+                batch, waiting = waiting[:count], waiting[count:]
+                await writer.put(batch)
+            if not ahead.ready:
+                await writer.finish()
+                await self._look(connection, writer.at, idle=not came)
 
     async def _start(self, at: Checkpoint) -> int:
         """The sequence to follow after: the checkpoint, or for new read models the beginning of what the log has."""
@@ -152,55 +166,17 @@ class Projector:
             self._log.warning("projection.starts_late", first=first, lost=first - 1)
         return first - 1
 
-    async def _drain(
-        self, connection: Connection, at: Checkpoint, waiting: list[Recorded]
-    ) -> tuple[Checkpoint, list[Recorded]]:
-        """Write what can be written. Answers the checkpoint, and what waits for the rest of its atomic batch."""
-        while count := leading(waiting):
-            batch, waiting = waiting[:count], waiting[count:]
-            expected = at.sequence + 1
-            if at.sequence and batch[0].sequence != expected:
-                raise LogRegressed(f"sequence {batch[0].sequence} came where {expected} should be: events are lost")
-            at = self.checkpoint = await self._store(connection, at, batch)
-            self._count(len(batch))
-        return at, waiting
-
-    async def _store(self, connection: Connection, at: Checkpoint, batch: Sequence[Recorded]) -> Checkpoint:
-        """One transaction. An event whose rows Postgres refuses is found and parked; the others are written."""
-        while True:
-            rows = fold(batch, self.parked_subjects, self._poison)
-            try:
-                moved = await store(connection, at, rows)
-            except psycopg.Error as exc:
-                if not is_poison(exc):
-                    raise
-                self._poison.add(await self._find_poison(connection, batch))
-                continue
+    def _written(self, at: Checkpoint, rows: Rows) -> None:
+        self.checkpoint = at
+        self.batches += 1
+        self._count(len(rows.log))
+        if rows.parked:
             self._note_parked(rows)
-            return moved
-
-    async def _find_poison(self, connection: Connection, batch: Sequence[Recorded]) -> int:
-        """The sequence of the first event that Postgres refuses: the end of the shortest prefix that it refuses."""
-        accepted, refused = 0, len(batch)
-        while refused - accepted > 1:
-            middle = (accepted + refused) // 2
-            rows = fold(batch[:middle], self.parked_subjects, self._poison)
-            if await refusal(connection, self.partition, rows) is None:
-                accepted = middle
-            else:
-                refused = middle
-        found = batch[refused - 1]
-        if found.sequence in self._poison:
-            raise LogDamaged(f"Postgres refuses event {found.sequence} even when it is parked")
-        return found.sequence
 
     def _note_parked(self, rows: Rows) -> None:
         """Say it loudly: once per subject, and not more often than a person can read."""
-        if not rows.parked:
-            return
         self.parked += len(rows.parked)
         first = [row for row in rows.parked if row.code != BEHIND]
-        self.parked_subjects.update(row.subject for row in first)
         for row in first[:PARKED_LOGGED_MAX]:
             self._log.error(
                 "projection.parked", sequence=row.seq, subject=row.subject, code=row.code, problem=row.reason
@@ -216,16 +192,17 @@ class Projector:
     async def _look(self, connection: Connection, at: Checkpoint, *, idle: bool) -> None:
         """When nothing came, whether there really is nothing; now and then, whether the log is still the one it was."""
         now = time.monotonic()
-        if idle:
-            self._count(0)
-            try:
-                self.log_last = await self._source.last_sequence(self.partition)
-            except Unavailable:
-                return  # then the rows are as old as they say, and following goes on by itself
-            if self.log_last == at.sequence:
-                await checkpoints.confirm(connection, at, time.monotonic() - now)
         if now - self._checked_at > VERIFY_S:
             await self._verify(at)
+        if not idle:
+            return
+        self._count(0)
+        try:
+            self.log_last = await self._source.last_sequence(self.partition)
+        except Unavailable:
+            return  # then the rows are as old as they say, and following goes on by itself
+        if self.log_last == at.sequence:
+            await checkpoints.confirm(connection, at, time.monotonic() - now)
 
     async def _verify(self, at: Checkpoint) -> None:
         """That the log still has what was projected. Raises: LogRegressed, Unavailable."""
@@ -245,9 +222,7 @@ class Projector:
     def _count(self, events: int) -> None:
         now = time.monotonic()
         passed_s = now - self._rated_at
-        if events:
-            self.events += events
-            self.batches += 1
+        self.events += events
         share = min(1.0, passed_s / RATE_S)
         self.rate = self.rate * (1 - share) + (events / passed_s) * share if passed_s else self.rate
         self._rated_at = now

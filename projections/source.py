@@ -56,6 +56,11 @@ class Ahead:
         self._start()
         return taken
 
+    @property
+    def ready(self) -> bool:
+        """Whether something has come already, so that :meth:`take` would not wait."""
+        return self._next is not None and self._next.done()
+
     async def _consume(self) -> list[Recorded]:
         events = await self._start()
         self._next = None
