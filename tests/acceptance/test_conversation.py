@@ -214,7 +214,7 @@ async def test_the_api_knows_who_is_where_and_what_happened_to_each(
     # The history of one session, to its end.
     await cast["dan"].invoke("hub.leaveAll")
     await cast["dan"].stop()
-    history = await history_until(api, cast["dan"].session, "session.closed.v1")
+    history = await api.closed_history(cast["dan"].session)
     assert [(event["type"], event["data"].get("groups")) for event in history] == [
         ("session.opened.v1", None),
         ("session.joined.v1", ["Grün & 緑"]),
@@ -232,21 +232,6 @@ async def test_the_api_knows_who_is_where_and_what_happened_to_each(
     ]
     hubs = {item["hub"]: item for item in await api.items("/v1/hubs")}
     assert hub in hubs
-
-
-async def history_until(api: Api, session: str, last: str) -> list[Any]:
-    """A session's history once it ends with an event of that type: what a connection's end appends has no answer."""
-    while True:
-        history = await api.items(f"sessions/{session}/history")
-        if history[-1]["type"] == last:
-            return history
-        # Wait for whatever comes next.
-        await api.raw("GET", "sessions", min_position=following(history[-1]["position"]))
-
-
-def following(position: str) -> str:
-    head, _, number = position.rpartition("-")
-    return f"{head}-{int(number) + 1}"
 
 
 async def test_members_receive_from_their_join_to_their_leave(
@@ -371,7 +356,7 @@ async def test_who_is_not_there_is_an_outcome_and_no_error(
     ann = await clients.start("ann", gateways[0], hub)
     bob = await clients.start("bob", gateways[1], hub)
     await bob.stop()
-    await history_until(api, bob.session, "session.closed.v1")
+    await api.closed_history(bob.session)
     for session in (bob.session, "A" * 22, "no session", "", "\u0000", "x" * 5_000):
         answer = await ann.call({"to": "client", "session": session}, "hello")
         assert (answer["position"], answer["outcome"]) == (None, "not_found"), session

@@ -1,9 +1,13 @@
 """Questions to the API of a running ``hublog up``."""
 
+import asyncio
+from collections.abc import Callable
 from typing import Any, Self
 
 import aiohttp
 import msgspec
+
+PATIENCE_S = 20.0
 
 
 class Api:
@@ -44,6 +48,23 @@ class Api:
             if page["next"] is None:
                 return found
             query["after"] = page["next"]
+
+    async def until(self, path: str, condition: Callable[[list[Any]], bool], **query: Any) -> list[Any]:
+        """The items of a list (of one page) as soon as they are as wanted: asked again whenever something was added."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                page = await self.get(path, **query, limit=1_000)
+                if condition(page["items"]):
+                    items: list[Any] = page["items"]
+                    return items
+                # Returns when the read models have more, and after a few seconds in any case.
+                head, _, sequence = page["position"].rpartition("-")
+                await self.raw("GET", "events", min_position=f"{head}-{int(sequence) + 1}", limit=1)
+
+    async def closed_history(self, session: str) -> list[Any]:
+        """A session's history once it has ended: what the end of a connection appends has no answer to wait for."""
+        path = f"sessions/{session}/history"
+        return await self.until(path, lambda events: events[-1]["type"].startswith("session.closed"))
 
     async def refused(self, method: str, path: str, body: bytes | None = None, **query: Any) -> tuple[int, str]:
         """Status and code of what must fail."""

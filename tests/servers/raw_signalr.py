@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from lab.frames import CLOSE, PING, PONG, TEXT, client_frame, split_frames, split_head, upgrade_request
 
 HANDSHAKE = b'{"protocol":"json","version":1}\x1e'
+BINARY = 0x2
 PATIENCE_S = 20.0
 
 

@@ -89,6 +89,7 @@ class StockClients:
         skip_negotiation: bool = False,
         methods: tuple[str, ...] = METHODS,
         retry_ms: tuple[int, ...] | None = None,
+        keep_alive_ms: int = 15_000,
         **query: str,
     ) -> StockClient:
         """Connect one; ``query`` is of the URL (``user``, ``meta``). Its session is known when this returns."""
@@ -100,6 +101,7 @@ class StockClients:
             skipNegotiation=skip_negotiation,
             methods=methods,
             retryMs=retry_ms,
+            keepAliveMs=keep_alive_ms,
         )
         client.session = (await client.invoke("hub.session"))["sessionId"]
         return client
