@@ -385,3 +385,40 @@ async def test_wrong_credentials_are_named(bench: JetStreamBench) -> None:
     wrong = bench.url.replace("://hublog:", "://hublog:not-")
     with pytest.raises(LogUnavailable, match=r"(?i)authorization"):
         await jetstream_log(wrong, name="stranger", deadline_s=0.5)
+
+
+async def test_closing_while_disconnected_ends_at_once(bench: JetStreamBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.log.jetstream.CLOSE_DEADLINE_S", 0.1)
+    following = asyncio.create_task(anext(bench.log.follow(0, 0)))
+    outcomes = submit_all(bench, [event()])
+    bench.cut()
+    await until(lambda: not bench.log.connected)
+    await asyncio.wait_for(bench.log.close(), 5)
+    assert [type(outcome) for outcome in outcomes] in ([OutcomeUnknown], [Stored])
+    following.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await following
+
+
+async def test_an_error_of_the_server_ends_the_connection_not_the_client(bench: JetStreamBench) -> None:
+    bench.log._client._write(b"NONSENSE\r\n")
+    await until(lambda: not bench.log.connected)
+    await until(lambda: bench.log.connected)
+    assert await bench.log.publish(GROUP, event()) == Stored(1)
+
+
+async def test_a_reading_loop_that_dies_is_a_lost_connection(
+    bench: JetStreamBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = bench.log._client._ps
+    parse = parser.parse
+
+    async def fail_once(data: bytes = b"") -> None:
+        monkeypatch.setattr(parser, "parse", parse)
+        raise RuntimeError("a defect of the driver")
+
+    monkeypatch.setattr(parser, "parse", fail_once)
+    outcomes = submit_all(bench, [event()])
+    await until(lambda: not bench.log.connected)
+    await until(lambda: len(outcomes) == 1)
+    assert outcomes == [Stored(1, duplicate=True)]
