@@ -12,35 +12,55 @@ from service.sessions.view import AsOf, GlobalView
 
 
 class GroupRegistry(Protocol):
-    """The groups of one hub. Every change answers the session's state after it, with the sequence of its last event."""
+    """The groups of one hub. Every change answers the session's state after it, with the sequence of its last event.
 
-    async def initialize(self) -> None: ...
+    ``actor`` is who is recorded as doing it (default: the session itself). What touches shared state is async, and
+    raises Unavailable (retryable), Conflict when others changed the session for 2 s, OutcomeUnknown when nobody could
+    say in time whether something was written.
+    """
 
-    async def shutdown(self) -> None: ...
+    async def initialize(self) -> None:
+        """Called once, after the sessions were initialised."""
+        ...
+
+    async def shutdown(self) -> None:
+        """Called once. Memberships outlive the process."""
+        ...
 
     async def add(self, session_id: SessionId, *groups: str, actor: str | None = None) -> KnownSession:
-        """Add a session to one or several groups: all of them or none.
+        """Add a session to one or several groups: all of them or none, by one event. Those it is in are passed over.
 
         Raises: InvalidName, TooManyGroups, SessionNotFound, SessionClosed.
         """
         ...
 
     async def remove(self, session_id: SessionId, *groups: str, actor: str | None = None) -> KnownSession:
-        """Remove a session from these groups; those it is not in are passed over. Raises: SessionNotFound."""
+        """Remove a session from these groups, by one event; those it is not in are passed over.
+
+        A closed session is in none, so nothing is left to do. Raises: SessionNotFound.
+        """
         ...
 
     async def remove_from_all(self, session_id: SessionId, actor: str | None = None) -> KnownSession:
-        """Raises: SessionNotFound."""
+        """Remove a session from every group that it is in, by one event. Raises: SessionNotFound."""
         ...
 
     async def names(self) -> AsOf[tuple[str, ...]]:
-        """The names of the groups that have a member, on all nodes."""
+        """The names of the groups that have a member on any node, ascending, and the position of which that is true.
+
+        Raises: ReadModelUnavailable.
+        """
         ...
 
-    async def size(self, group: str) -> AsOf[int]: ...
+    async def size(self, group: str) -> AsOf[int]:
+        """How many members a group has on all nodes, attached or detached, and the position of which that is true.
+
+        0 for a group that does not exist. Raises: ReadModelUnavailable.
+        """
+        ...
 
     def local_members(self, group: str) -> tuple[SessionId, ...]:
-        """The members that are attached to this process."""
+        """The members that are attached to this process, from memory, in no particular order."""
         ...
 
 

@@ -6,6 +6,8 @@ Also the commands of the query API, which names the hub with each of them.
 import asyncio
 from collections.abc import Callable, Sequence
 
+import structlog
+
 from events.errors import SessionNotFound
 from events.ids import GroupName, HubName, Position, SessionId
 from events.selector import Selector
@@ -16,6 +18,8 @@ from service.sessions.registry import KnownSession
 from service.sessions.router import Call, Outcome
 
 IDLE_HUBS_MAX = 1_024  # managers are small, but anybody can name hubs: those without local sessions make room
+
+_log = structlog.get_logger(__name__)
 
 Factory = Callable[[HubName], Manager]
 
@@ -45,10 +49,18 @@ class Hubs:
             raise
 
     async def shutdown(self) -> None:
+        """Shut every manager down, one failing or not. Raises: ExceptionGroup of what they raised."""
         managers, self._managers = self._managers, {}
-        for making in managers.values():
-            manager = await making
-            await manager.shutdown()
+        failures: list[Exception] = []
+        for made in await asyncio.gather(*managers.values(), return_exceptions=True):
+            if isinstance(made, BaseException):
+                continue  # it never came to be, and who asked for it was told
+            try:
+                await made.shutdown()
+            except Exception as exc:  # noqa: BLE001  raised below, when all had their turn
+                failures.append(exc)
+        if failures:
+            raise ExceptionGroup("not every hub did shut down cleanly", failures)
 
     async def invoke(
         self,
@@ -62,7 +74,11 @@ class Hubs:
         key: str | None = None,
         ttl_ms: int | None = None,
     ) -> Outcome:
-        """Call sessions of a hub. ``actor`` (``user:<id>`` or ``system:<role>``) owns the key."""
+        """Call sessions of a hub. ``actor`` (``user:<id>`` or ``system:<role>``) owns the key.
+
+        Raises: InvalidSelector, InvalidArguments, InvalidName, InvalidOption, TooManyTargets, KeyReused, Unavailable,
+        OutcomeUnknown.
+        """
         manager = await self.manager(hub)
         user = actor.removeprefix("user:") if actor.startswith("user:") else None
         return await manager.router.invoke(
@@ -70,17 +86,26 @@ class Hubs:
         )
 
     async def join(self, hub: HubName, session: SessionId, groups: Sequence[GroupName], *, actor: str) -> Position:
-        """Raises: InvalidName, SessionNotFound, SessionClosed, TooManyGroups, Unavailable."""
+        """Add a session to groups, all or none; the position of its last event afterwards.
+
+        Raises: InvalidName, SessionNotFound, SessionClosed, TooManyGroups, Unavailable, OutcomeUnknown.
+        """
         manager = await self.manager(hub)
         return self._position(hub, await manager.groups.add(session, *groups, actor=actor))
 
     async def leave(self, hub: HubName, session: SessionId, groups: Sequence[GroupName], *, actor: str) -> Position:
-        """Raises: SessionNotFound, Unavailable."""
+        """Remove a session from groups; the position of its last event afterwards.
+
+        Raises: SessionNotFound, Unavailable, OutcomeUnknown.
+        """
         manager = await self.manager(hub)
         return self._position(hub, await manager.groups.remove(session, *groups, actor=actor))
 
     async def kick(self, hub: HubName, session: SessionId, *, actor: str) -> Position:
-        """Close as ``kicked``; already closed is already done. Raises: SessionNotFound, Unavailable."""
+        """Close as ``kicked``; already closed is already done. The position of what closed it.
+
+        Raises: SessionNotFound, Unavailable, OutcomeUnknown.
+        """
         manager = await self.manager(hub)
         await manager.sessions.unregister(session, "kicked", actor=actor)
         last = await self._log.last(HubSubjects(hub, self._log.partitions).session(session))
@@ -97,9 +122,15 @@ class Hubs:
         if len(self._managers) < IDLE_HUBS_MAX:
             return
         for hub, making in list(self._managers.items()):
-            if making.done() and not making.exception() and not making.result().sessions.local_sessions():
+            if not making.done() or making.cancelled() or making.exception():
+                continue
+            idle = making.result()
+            if not idle.sessions.local_sessions():
                 del self._managers[hub]
-                await making.result().shutdown()
+                try:
+                    await idle.shutdown()
+                except Exception:  # noqa: BLE001  of another hub than the one that is asked for
+                    _log.exception("hub.not_shut_down", hub=hub)
                 return
 
     def _position(self, hub: HubName, known: KnownSession) -> Position:

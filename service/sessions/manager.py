@@ -1,6 +1,7 @@
 """One hub's sessions, groups and calls, composed."""
 
-from typing import Generic, TypeVar
+from collections.abc import Sequence
+from typing import Generic, TypeAlias, TypeVar
 
 from events import session
 from events.ids import HubName, SessionId, parse_hub
@@ -35,24 +36,22 @@ class SessionManager(Generic[S, G, R]):
         self.local = local if local is not None else LocalSessions()
 
     async def initialize(self) -> None:
-        """Prepare all parts. What was prepared is shut down again if a later part fails."""
-        parts: list[SessionRegistry | GroupRegistry | InvocationRouter] = [self.sessions, self.groups, self.router]
+        """Prepare all parts. What was prepared is shut down again if a later part fails.
+
+        Raises: what that part raised; failures to shut the others down are notes on it.
+        """
+        parts: tuple[Part, ...] = (self.sessions, self.groups, self.router)
         for count, part in enumerate(parts):
             try:
                 await part.initialize()
-            except BaseException:
-                for ready in reversed(parts[:count]):
-                    await ready.shutdown()
+            except BaseException as exc:
+                for failure in await _shut_down(parts[:count]):
+                    exc.add_note(f"and shutting down what was ready: {failure!r}")
                 raise
 
     async def shutdown(self) -> None:
-        failures: list[Exception] = []
-        for part in (self.router, self.groups, self.sessions):
-            try:
-                await part.shutdown()
-            except Exception as exc:  # noqa: BLE001  raised below, when all had their turn
-                failures.append(exc)
-        if failures:
+        """Shut all parts down. Raises: ExceptionGroup of what they raised, when each has had its turn."""
+        if failures := await _shut_down((self.sessions, self.groups, self.router)):
             raise ExceptionGroup(f"hub {self.hub} did not shut down cleanly", failures)
 
     def groups_of(self, session_id: SessionId) -> SessionGroups:
@@ -60,15 +59,27 @@ class SessionManager(Generic[S, G, R]):
         return SessionGroups(session_id, self.sessions, self.groups)
 
     def as_session(self, session_id: SessionId, user: str | None = None) -> CallerProxy:
-        """Calls in the name of a session."""
+        """Calls in the name of a session; ``user`` is its user, whose idempotency keys it shares."""
         return CallerProxy(self.router, session=session_id, user=user)
 
     def as_backend(self, actor: str = "system:service") -> CallerProxy:
-        """Calls in the name of something that is no session."""
+        """Calls in the name of something that is no session: ``actor`` is ``system:<role>`` or ``user:<id>``."""
         return CallerProxy(self.router, session=None, actor=actor)
 
 
 Manager = SessionManager[SessionRegistry, GroupRegistry, InvocationRouter]
+Part: TypeAlias = SessionRegistry | GroupRegistry | InvocationRouter
+
+
+async def _shut_down(parts: Sequence[Part]) -> list[Exception]:
+    """Each in its turn, the last first; what they raise stops none."""
+    failures: list[Exception] = []
+    for part in reversed(parts):
+        try:
+            await part.shutdown()
+        except Exception as exc:  # noqa: BLE001  the caller raises it
+            failures.append(exc)
+    return failures
 
 
 def session_manager(
@@ -79,7 +90,13 @@ def session_manager(
     view: GlobalView | None = None,
     ttl_ms_max: int | None = None,
 ) -> Manager:
-    """The manager that ships, over an event log; without one, local and in memory. Raises: InvalidName."""
+    """The manager that ships, over an event log; without one, local and in memory.
+
+    ``view`` answers global questions (default: by reading the log), ``ttl_ms_max`` is the age at which the log forgets.
+    Nothing is opened or read before :meth:`SessionManager.initialize`.
+
+    Raises: InvalidName.
+    """
     name = parse_hub(hub)
     log = log if log is not None else MemoryEventLog()
     author = author or Author()

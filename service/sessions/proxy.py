@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from events import selector
 from events.errors import SessionNotFound
 from events.ids import SessionId
 from events.selector import Selector
 from service.sessions.groups import GroupRegistry
 from service.sessions.registry import SessionRegistry
-from service.sessions.router import Call, InvocationRouter, Outcome
+from service.sessions.router import Call, InvocationRouter, Outcome, arguments_of
 
 
 class SessionGroups:
@@ -23,7 +21,7 @@ class SessionGroups:
         self._groups = groups
 
     async def add(self, *groups: str) -> tuple[str, ...]:
-        """Join groups, all or none; returns the names of all groups afterwards, sorted.
+        """Join groups, all or none, by one event; returns the names of all groups afterwards, sorted.
 
         Raises: InvalidName, TooManyGroups, SessionNotFound, SessionClosed.
         """
@@ -34,7 +32,10 @@ class SessionGroups:
         return tuple(sorted((await self._groups.remove(self._session, *groups)).state.groups))
 
     async def names(self) -> tuple[str, ...]:
-        """The names of all groups of the session as the log knows it now, sorted. Raises: SessionNotFound."""
+        """The names of all groups of the session as the log knows it now, sorted.
+
+        Raises: SessionNotFound (also when it is closed).
+        """
         known = await self._sessions.get(self._session)
         if known is None:
             raise SessionNotFound(f"there is no session {self._session}")
@@ -42,7 +43,7 @@ class SessionGroups:
 
 
 class Recipients:
-    """Whoever a selector picks. :meth:`send` calls them."""
+    """Whoever a selector picks, at the position of each call. :meth:`send` calls them."""
 
     def __init__(self, router: InvocationRouter, caller: "CallerProxy", to: Selector) -> None:
         self._router = router
@@ -52,15 +53,17 @@ class Recipients:
     async def send(self, target: str, *arguments: Any, key: str | None = None, ttl_ms: int | None = None) -> Outcome:
         """Call ``target(*arguments)``: durable once this returns. Arguments are anything msgspec writes as JSON.
 
-        ``key`` makes a repeat of the same call find its first outcome.
+        ``key`` (1 to 128 characters) makes a repeat of the same call find its first outcome, ``ttl_ms`` (1 to the log's
+        max_age) lets a later resume skip it.
 
-        Raises: InvalidName, InvalidOption, InvalidSelector, TooManyTargets, KeyReused, LogUnavailable and its kin.
+        Raises: InvalidName, InvalidArguments, InvalidOption, InvalidSelector, TooManyTargets, KeyReused,
+        PayloadTooLarge, Unavailable (retryable), OutcomeUnknown.
         """
         return await self._router.invoke(
             Call(
                 self._to,
                 target,
-                msgspec.json.encode(arguments),
+                arguments_of(arguments),
                 actor=self._caller.actor,
                 caller=self._caller.session,
                 user=self._caller.user,
@@ -101,6 +104,7 @@ class CallerProxy:
         return self._to(selector.Others())
 
     def all_except(self, sessions: Sequence[str]) -> Recipients:
+        """Every session but these."""
         return self._to(selector.AllExcept(tuple(sessions)))
 
     def client(self, session: str) -> Recipients:
@@ -112,16 +116,19 @@ class CallerProxy:
         return self._to(selector.Clients(tuple(sessions)))
 
     def group(self, group: str, without: Sequence[str] = ()) -> Recipients:
+        """The members of a group, but not the sessions in ``without``."""
         return self._to(selector.Group(group, tuple(without)))
 
     def groups(self, groups: Sequence[str], without: Sequence[str] = ()) -> Recipients:
-        """The members of several groups, each session once."""
+        """The members of several groups, each session once, but not the sessions in ``without``."""
         return self._to(selector.Groups(tuple(groups), tuple(without)))
 
     def group_except_caller(self, group: str) -> Recipients:
+        """The members of a group but the calling session."""
         return self._to(selector.GroupExceptCaller(group))
 
     def groups_except_caller(self, groups: Sequence[str]) -> Recipients:
+        """The members of several groups, each session once, but the calling one."""
         return self._to(selector.GroupsExceptCaller(tuple(groups)))
 
     def user_sessions(self, user: str) -> Recipients:

@@ -6,7 +6,8 @@ import msgspec
 
 from events import session
 from events.errors import SessionExists
-from events.ids import HubName, SessionId
+from events.ids import HubName, SessionId, parse_name
+from events.nesting import too_deep
 from events.subjects import HubSubjects
 from service.log.author import Author
 from service.log.commands import CommandRunner, Known
@@ -14,12 +15,19 @@ from service.log.port import EventLog
 from service.sessions.local import LocalSessions
 from service.sessions.view import AsOf, GlobalView
 
+_metadata: msgspec.json.Decoder[dict[str, msgspec.Raw] | None] = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
+
 SessionRunner = CommandRunner[session.State, session.Command]
 KnownSession = Known[session.State]
 
 
 class NewSession(msgspec.Struct, frozen=True):
-    """A session about to be registered, with its first connection. ``metadata`` is a JSON object or ``null``."""
+    """A session about to be registered, with its first connection.
+
+    ``session_id``: from ``Author.new_session`` (16 random bytes as base64url); ``metadata``: one JSON object in UTF-8,
+    or ``null``; ``node`` and ``incarnation``: of the gateway process, empty where there is none; ``resumable``: it
+    outlives its connection.
+    """
 
     session_id: SessionId
     connection: str
@@ -35,16 +43,25 @@ class NewSession(msgspec.Struct, frozen=True):
 
 
 class SessionRegistry(Protocol):
-    """The sessions of one hub. What was registered exists for every node until it is unregistered."""
+    """The sessions of one hub. What was registered exists for every node until it is unregistered.
 
-    async def initialize(self) -> None: ...
+    What touches shared state is async, and raises Unavailable (LogUnavailable and its kin, retryable) when the log does
+    not answer, OutcomeUnknown when nobody could say in time whether something was written.
+    """
 
-    async def shutdown(self) -> None: ...
+    async def initialize(self) -> None:
+        """Called once, before anything else."""
+        ...
+
+    async def shutdown(self) -> None:
+        """Called once, last. Sessions outlive the process."""
+        ...
 
     async def register(self, new: NewSession) -> bool:
         """Open a session; False if the id exists already, on whichever node. The log decides, so exactly one wins.
 
-        Raises: LogUnavailable and its kin; Conflict is resolved inside.
+        Conflict is resolved inside. Raises: InvalidName (of the session or its user), ValueError (metadata that is
+        not JSON: a defect of the caller).
         """
         ...
 
@@ -57,11 +74,13 @@ class SessionRegistry(Protocol):
         connection: str | None = None,
         insist: bool = False,
     ) -> bool:
-        """Close a session, which leaves all its groups; False if it was closed already.
+        """Close a session, which leaves all its groups; False if there was nothing to close.
 
-        With ``connection``, only while that connection holds it. With ``insist``, until the log answers.
+        ``actor`` is who is recorded as doing it (default: the session itself). With ``connection``, only while that
+        connection holds the session, else False. With ``insist`` it is repeated until the log answers; cancel it to
+        give up.
 
-        Raises: SessionNotFound.
+        Raises: SessionNotFound, Conflict (others changed it for 2 s; not with ``insist``).
         """
         ...
 
@@ -69,17 +88,24 @@ class SessionRegistry(Protocol):
         """The session as the log knows it now, with the sequence of its last event; None if closed or unknown."""
         ...
 
-    async def exists(self, session_id: SessionId) -> bool: ...
+    async def exists(self, session_id: SessionId) -> bool:
+        """Whether it is registered now, attached or detached, on whichever node."""
+        ...
 
     def local_sessions(self) -> tuple[SessionId, ...]:
-        """The sessions attached to this process."""
+        """The sessions attached to this process, from memory."""
         ...
 
     async def count(self) -> AsOf[int]:
-        """How many sessions the hub has on all nodes, and the position of which that is true."""
+        """How many sessions the hub has on all nodes, and the position of which that is true.
+
+        Raises: ReadModelUnavailable.
+        """
         ...
 
-    async def ids(self) -> AsOf[tuple[SessionId, ...]]: ...
+    async def ids(self) -> AsOf[tuple[SessionId, ...]]:
+        """Their ids, ascending, and the position of which that is true. Raises: ReadModelUnavailable."""
+        ...
 
 
 class LogSessionRegistry:
@@ -110,6 +136,7 @@ class LogSessionRegistry:
             self._local.forget(session_id)
 
     async def register(self, new: NewSession) -> bool:
+        _check(new)
         command = session.Open(
             node=new.node,
             incarnation=new.incarnation,
@@ -144,7 +171,8 @@ class LogSessionRegistry:
             hint=lambda: self._local.get(session_id),
             insist=insist,
         )
-        self._local.learn(session_id, executed.known)
+        if self._local.get(session_id) is not None:
+            self._local.learn(session_id, executed.known)
         return bool(executed.events)
 
     async def get(self, session_id: SessionId) -> KnownSession | None:
@@ -162,3 +190,18 @@ class LogSessionRegistry:
 
     async def ids(self) -> AsOf[tuple[SessionId, ...]]:
         return await self._view.session_ids(self._hub)
+
+
+def _check(new: NewSession) -> None:
+    """What would make an event that no reader can read. Raises: InvalidName, ValueError."""
+    parse_name(new.session_id, "session id")
+    if new.user is not None:
+        parse_name(new.user, "user")
+    raw = bytes(new.metadata)
+    try:
+        raw.decode()
+        if too_deep(raw):
+            raise ValueError("it is nested too deeply")
+        _metadata.decode(raw)
+    except (msgspec.DecodeError, ValueError) as exc:
+        raise ValueError(f"the metadata of a session is one JSON object in UTF-8, or null: {exc}") from exc

@@ -9,16 +9,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
+import structlog
 
-from events import codec, invocation, selector
+from events import codec, invocation, selector, session
 from events.envelope import NewEvent
-from events.errors import HublogError, Internal, KeyReused
+from events.errors import HublogError, Internal, InvalidArguments, KeyReused
 from events.ids import EventId, HubName, Position, keyed_id
 from events.invocation import Requested
 from events.selector import Route, Selector
 from events.subjects import HubSubjects
 from service.log.author import Author
+from service.log.commands import Known
 from service.log.port import EventLog, Stored
+from service.sessions.registry import KnownSession
 
 Verdict = Literal["accepted", "sent", "queued", "not_found"]
 
@@ -26,8 +29,11 @@ Verdict = Literal["accepted", "sent", "queued", "not_found"]
 class Call(msgspec.Struct, frozen=True):
     """One invocation as somebody asks for it.
 
-    ``arguments`` is one JSON array in UTF-8. ``caller`` is the calling session (None: not a session), ``actor`` who is
-    recorded as doing it, ``user`` whose idempotency key it is. ``ttl_ms``: skipped by a resume that comes later.
+    ``target`` is the method, 1 to 256 bytes of UTF-8; ``arguments`` one JSON array in UTF-8, kept byte for byte.
+    ``caller`` is the calling session (None: not a session), ``actor`` who is recorded as doing it (``session:<id>``,
+    ``user:<id>``, ``system:<role>``). ``key`` (1 to 128 characters) makes a repeat of the same call find its first
+    outcome; it belongs to ``user``, on all of its sessions, or else to ``actor``. ``ttl_ms`` (1 to the log's max_age):
+    a resume that comes later skips the call.
     """
 
     selector: Selector
@@ -41,35 +47,58 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, rename="camel"):
-    """What a call answers. ``position`` is None where nothing was written."""
+    """What a call answers.
+
+    ``outcome`` of a call on one client is the session's state at the call's own position: ``sent`` (attached),
+    ``queued`` (detached), or ``not_found`` (unknown or closed); of any other call it is ``accepted``: durable.
+    ``position`` is None where the call reaches nobody: ``not_found``, or no target named.
+    """
 
     invocation_id: EventId
     position: str | None
     outcome: Verdict
 
 
+# How far before its end the inbox of a closed session is searched for the first use of a key.
+REPEAT_SEQUENCES_MAX = 100_000
+
+_log = structlog.get_logger(__name__)
+
 Answer = Callable[[Outcome | HublogError], None]
 
 
 class InvocationRouter(Protocol):
-    """Sends calls to the sessions of one hub. One failing recipient never stops the others."""
+    """Sends calls to the sessions of one hub. One failing recipient never stops the others.
 
-    async def initialize(self) -> None: ...
+    A call is durable once it is answered; ids are made here, one for each call, whatever its path. The methods named
+    like selectors are calls of the backend (``system:service``): arguments are anything that msgspec writes as JSON,
+    and they raise what :meth:`invoke` raises.
+    """
 
-    async def shutdown(self) -> None: ...
+    async def initialize(self) -> None:
+        """Called once, after sessions and groups were initialised."""
+        ...
+
+    async def shutdown(self) -> None:
+        """Called once, before sessions and groups are shut down; returns when calls under way have their outcome."""
+        ...
 
     def submit(self, call: Call, answer: Answer) -> Awaitable[None] | None:
         """Send a call; ``answer`` is called exactly once, on the loop, with its outcome or why it failed.
 
         Returns None when the call is on its way, or something to await before the next call of the same caller is
-        submitted, so that calls keep their order.
+        submitted, so that calls keep their order. That must be awaited; it raises nothing, and only cancelling it
+        leaves the call without an answer. Where this raises, ``answer`` is never called and nothing was written.
 
-        Raises: InvalidSelector, InvalidArguments, InvalidName, InvalidOption, TooManyTargets (nothing was written).
+        ``answer`` is given, beside outcomes: KeyReused, PayloadTooLarge, Unavailable, OutcomeUnknown, LogDamaged,
+        Internal.
+
+        Raises: InvalidSelector, InvalidArguments, InvalidName, InvalidOption, TooManyTargets.
         """
         ...
 
     async def invoke(self, call: Call) -> Outcome:
-        """:meth:`submit`, awaited. Raises what ``answer`` would be given, too."""
+        """:meth:`submit`, awaited. Raises: what that raises, and the errors that ``answer`` would be given."""
         ...
 
     async def all(self, target: str, *arguments: Any) -> Outcome:
@@ -148,9 +177,9 @@ class LogInvocationRouter:
             if isinstance(stored, HublogError):
                 answer(stored)
             elif keyed and stored.duplicate:
-                self._go_on(self._answer_repeat(event_id, event, stored, answer), answer)
+                self._go_on(self._accepted_before(event_id, event, stored), answer)
             else:
-                answer(Outcome(event_id, f"{self._position_prefix}{stored.sequence}", "accepted"))
+                answer(Outcome(event_id, self._position(stored), "accepted"))
 
         self._log.submit(self._subject(route), written, done)
         return None
@@ -193,7 +222,7 @@ class LogInvocationRouter:
         return await self._as_system(selector.User(user), target, arguments)
 
     async def _as_system(self, to: Selector, target: str, arguments: tuple[Any, ...]) -> Outcome:
-        return await self.invoke(Call(to, target, msgspec.json.encode(arguments), actor="system:service"))
+        return await self.invoke(Call(to, target, arguments_of(arguments), actor="system:service"))
 
     def _identify(self, call: Call) -> EventId:
         if call.key is None:
@@ -215,16 +244,27 @@ class LogInvocationRouter:
             case _:
                 return self._many
 
+    def _position(self, stored: Stored) -> str:
+        return f"{self._position_prefix}{stored.sequence}"
+
     async def _submit_to_client(
         self, route: Route, event: Requested, written: NewEvent, answer: Answer, *, keyed: bool
     ) -> None:
         """Append only for a session that is there; then judge by its state at the call's own position."""
         try:
-            status = await self._status(route, None)
+            there = await self._session(route, None)
+            gone = there.state.status in {"none", "closed"}
+            before = await self._first_use(route, written.id, there) if gone and keyed else None
         except HublogError as error:
             answer(error)
             return
-        if status in {"none", "closed"}:
+        except Exception as exc:  # noqa: BLE001  a defect; without an answer the caller would wait for ever
+            answer(_defect(exc))
+            return
+        if before is not None:
+            self._go_on(self._judge(route, event, written.id, before, keyed=True), answer)
+            return
+        if gone:
             answer(Outcome(written.id, None, "not_found"))
             return
 
@@ -232,37 +272,48 @@ class LogInvocationRouter:
             if isinstance(stored, HublogError):
                 answer(stored)
             else:
-                self._go_on(self._judge(route, event, written.id, stored, answer, keyed=keyed), answer)
+                self._go_on(self._judge(route, event, written.id, stored, keyed=keyed), answer)
 
         self._log.submit(self._subject(route), written, done)
 
     async def _judge(
-        self, route: Route, event: Requested, event_id: EventId, stored: Stored, answer: Answer, *, keyed: bool
-    ) -> None:
+        self, route: Route, event: Requested, event_id: EventId, stored: Stored, *, keyed: bool
+    ) -> Outcome:
         if keyed and stored.duplicate:
             await self._refuse_other_call(event, stored)
-        match await self._status(route, stored.sequence):
+        there = await self._session(route, stored.sequence)
+        match there.state.status:
             case "active":
-                answer(Outcome(event_id, f"{self._position_prefix}{stored.sequence}", "sent"))
+                return Outcome(event_id, self._position(stored), "sent")
             case "detached":
-                answer(Outcome(event_id, f"{self._position_prefix}{stored.sequence}", "queued"))
+                return Outcome(event_id, self._position(stored), "queued")
             case _:
                 # Closed between the look and the write: the event is in the log and reaches nobody.
-                answer(Outcome(event_id, None, "not_found"))
+                return Outcome(event_id, None, "not_found")
 
-    async def _status(self, route: Route, at: int | None) -> str:
-        """The status of the session that a route names: now, or as it was when sequence ``at`` was written."""
+    async def _session(self, route: Route, at: int | None) -> KnownSession:
+        """The session that a route names: as it is now, or as it was when sequence ``at`` was written."""
         if route.kind == "none":
-            return "none"
+            return Known(session.INITIAL, 0)
         subject = self._subjects.session(route.name)
         last = await self._log.last(subject)
         if last is not None and at is not None and last.sequence > at:
             last = (await self._log.last_many([subject], up_to=at)).get(subject)
-        return codec.session_state(last).status
+        return Known(codec.session_state(last), last.sequence if last is not None else 0)
 
-    async def _answer_repeat(self, event_id: EventId, event: Requested, stored: Stored, answer: Answer) -> None:
+    async def _first_use(self, route: Route, event_id: EventId, closed: KnownSession) -> Stored | None:
+        """Where a call with this id was written while the session was open: a key's repeat answers as it did."""
+        first = max(closed.state.opened, closed.sequence - REPEAT_SEQUENCES_MAX)
+        if route.kind == "none" or closed.state.status == "none":
+            return None
+        async for found in self._log.read(self._subject(route), first, closed.sequence):
+            if codec.envelope(found.payload).id == event_id:
+                return Stored(found.sequence, duplicate=True)
+        return None
+
+    async def _accepted_before(self, event_id: EventId, event: Requested, stored: Stored) -> Outcome:
         await self._refuse_other_call(event, stored)
-        answer(Outcome(event_id, f"{self._position_prefix}{stored.sequence}", "accepted"))
+        return Outcome(event_id, self._position(stored), "accepted")
 
     async def _refuse_other_call(self, event: Requested, stored: Stored) -> None:
         """A key's second use must be the same call. Raises: KeyReused."""
@@ -271,16 +322,32 @@ class LogInvocationRouter:
             if not isinstance(first, Requested) or not invocation.same_call(first, event):
                 raise KeyReused("the key already names another call")
 
-    def _go_on(self, judging: Awaitable[None], answer: Answer) -> None:
+    def _go_on(self, judging: Awaitable[Outcome], answer: Answer) -> None:
+        """Answer with what ``judging`` finds, later: an acknowledgement cannot wait for it."""
+
         async def run() -> None:
+            outcome: Outcome | HublogError
             try:
-                await judging
+                outcome = await judging
             except HublogError as error:
-                answer(error)
-            except Exception as exc:
-                answer(Internal(f"the outcome could not be told: {exc!r}"))
-                raise
+                outcome = error
+            except Exception as exc:  # noqa: BLE001  as above
+                outcome = _defect(exc)
+            answer(outcome)
 
         task = asyncio.ensure_future(run())
         self._judging.add(task)
         task.add_done_callback(self._judging.discard)
+
+
+def arguments_of(values: Sequence[Any]) -> bytes:
+    """Python values as the arguments of a call: one JSON array. Raises: InvalidArguments."""
+    try:
+        return msgspec.json.encode(values)
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        raise InvalidArguments(f"the arguments cannot be written as JSON: {exc}") from exc
+
+
+def _defect(exc: Exception) -> Internal:
+    _log.error("router.failed", exc_info=exc)
+    return Internal(f"the outcome could not be told: {type(exc).__name__}")
