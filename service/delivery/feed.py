@@ -216,7 +216,8 @@ class Dispatcher:
         if receiver.hub is None:
             return  # its connection ended while this was being read
         try:
-            event = codec.event_of(codec.envelope(payload))
+            written = codec.envelope(payload)
+            event = codec.event_of(written)
             if not isinstance(event, session.Event):
                 self._unreadable(chain, sequence, "no event of a session")
                 return
@@ -231,10 +232,10 @@ class Dispatcher:
                 if audience.last > state.opened:
                     self.hole(receiver, state.opened)
         if receiver.live:
-            self._follow_groups(receiver, state, sequence)
+            self._follow_groups(receiver, state, sequence, own=written.actor == f"session:{receiver.session}")
         receiver.on_event(event, state, sequence)
 
-    def _follow_groups(self, receiver: Receiver, state: session.State, sequence: int) -> None:
+    def _follow_groups(self, receiver: Receiver, state: session.State, sequence: int, *, own: bool) -> None:
         before = receiver.groups
         if before == state.groups:
             return
@@ -244,8 +245,8 @@ class Dispatcher:
         for group, joined in state.groups.items():
             if before.get(group) == joined:
                 continue
-            chain, is_new = self.interest.join(receiver, group, joined)
-            if is_new:
+            chain, unsure = self.interest.join(receiver, group, joined, own=own)
+            if unsure:
                 new.append(chain)
             elif chain.last > joined:
                 # The join itself came late, and calls behind it have passed.

@@ -53,10 +53,12 @@ class Receiver:
 class Chain:
     """One literal subject. ``known``: everything on it up to this sequence was heard, or concerns nobody here.
 
-    ``last`` is the last sequence really seen on it. A chain without members is not checked for holes.
+    ``last`` is the last sequence really seen on it. A chain without members is not checked for holes. ``covered``: it
+    has been heard since before the first of its members began.
     """
 
     __slots__ = (
+        "covered",
         "hub",
         "idle_since_s",
         "kind",
@@ -77,6 +79,7 @@ class Chain:
         self.members = members
         self.known = 0
         self.last = 0
+        self.covered = False
         self.subscription: Subscription | None = None
         self.idle_since_s = time.monotonic()
         self.leavers: deque[tuple[Receiver, int, int]] | None = None
@@ -186,14 +189,20 @@ class Interest:
             chain.start(receiver, sequence)
         return chains
 
-    def join(self, receiver: Receiver, group: str, sequence: int) -> tuple[Chain, bool]:
-        """``joined`` came by. Returns the group's chain, and whether it is new here: then it must be read."""
+    def join(self, receiver: Receiver, group: str, sequence: int, *, own: bool) -> tuple[Chain, bool]:
+        """``joined`` came by. Returns the group's chain, and whether something behind the join may have been missed.
+
+        ``own``: the join was asked for on its own connection, so the group was expected before; joins made elsewhere
+        may be older than the moment from which the group was heard.
+        """
         hub = receiver.hub
         assert hub is not None
-        new = hub.group(group) is None
+        expected = own and hub.group(group) is not None
         chain = hub.expect_group(group)
+        unsure = not chain.covered and not expected
+        chain.covered = True
         chain.start(receiver, sequence)
-        return chain, new
+        return chain, unsure
 
     def leave(self, receiver: Receiver, group: str, sequence: int) -> None:
         """``left`` came by."""

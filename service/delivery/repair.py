@@ -120,6 +120,10 @@ def _starts(found: Iterable[tuple[Chain, Recorded]]) -> dict[Chain, int]:
     Groups new to this node are heard from now on.
     """
     starts: dict[Chain, int] = {}
+
+    def begin(chain: Chain, sequence: int) -> None:
+        starts[chain] = min(sequence, starts.get(chain, sequence))
+
     for chain, event in found:
         hub = chain.hub
         try:
@@ -128,14 +132,14 @@ def _starts(found: Iterable[tuple[Chain, Recorded]]) -> dict[Chain, int]:
             continue  # it is counted and said when it is dispatched
         if isinstance(decoded, session.Joined):
             for group in decoded.groups:
-                starts.setdefault(hub.expect_group(group), event.sequence)
+                begin(hub.expect_group(group), event.sequence)
         elif isinstance(decoded, session.Opened):
             subjects = [hub.subjects.all(), hub.subjects.many(), hub.subjects.inbox(chain.name)]
             if decoded.user is not None:
                 subjects.append(hub.subjects.user(decoded.user))
             for subject in subjects:
                 if subject in hub.chains:
-                    starts.setdefault(hub.chains[subject], event.sequence)
+                    begin(hub.chains[subject], event.sequence)
     return starts
 
 
@@ -191,4 +195,5 @@ async def _look_behind(dispatcher: Dispatcher, checked: int) -> int:
 async def _reap(dispatcher: Dispatcher) -> None:
     while True:
         await asyncio.sleep(REAP_EVERY_S)
-        dispatcher.interest.reap(time.monotonic())
+        if dispatcher.live:  # a repair may have just begun to hear a group whose `joined` it is about to dispatch
+            dispatcher.interest.reap(time.monotonic())

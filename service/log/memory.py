@@ -127,14 +127,16 @@ class MemoryEventLog:
             self._dropping -= 1
         elif self._connected:
             previous = before.sequence if before is not None else 0
-            asyncio.get_running_loop().call_soon(self._hear, subject, sequence, previous, event.payload)
+            # As on a server, only those who had subscribed by now will hear of it.
+            heard = [subscription for subscription in self.subscriptions if matches(subscription.subject, subject)]
+            asyncio.get_running_loop().call_soon(self._hear, heard, subject, sequence, previous, event.payload)
         return sequence
 
-    def _hear(self, subject: str, sequence: int, previous: int, payload: bytes) -> None:
+    def _hear(self, heard: list["_Subscription"], subject: str, sequence: int, previous: int, payload: bytes) -> None:
         if not self._connected:
             return
-        for subscription in list(self.subscriptions):
-            if subscription in self.subscriptions and matches(subscription.subject, subject):
+        for subscription in heard:
+            if subscription in self.subscriptions:
                 try:
                     subscription.on_message(subject, sequence, previous, payload)
                 except Exception:
