@@ -1,6 +1,7 @@
 """Latency: invocations from one gateway to a group on another, at a steady rate."""
 
 import asyncio
+import os
 import time
 from array import array
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from lab.install import Install
 from lab.ledger import Ledger, percentile_ms
 from lab.load import IDLE_MAX_S, TARGET, Progress, new_hub, quiet_collector, require_all_open, until_still
 from lab.pacer import Pacer
-from lab.proc import family_cpu_us
+from lab.proc import cpu_us, family_cpu_us
 
 WARM_UP_MAX = 1000
 UNANSWERED_MAX = 20_000
@@ -31,7 +32,7 @@ class Plan(msgspec.Struct, frozen=True):
 class Latency(msgspec.Struct, frozen=True):
     """From the sender's write to each receiver's read; ``answered_*`` from the write to the Completion.
 
-    ``cpu_us`` is what each process of the installation spent per invocation, with all that went on beside it.
+    ``cpu_us`` is what each process spent per invocation, with all that went on beside it.
     """
 
     sync: str
@@ -102,7 +103,7 @@ async def latency(install: Install, plan: Plan, progress: Progress) -> Latency:
 
 
 def _cpu(install: Install) -> dict[str, int]:
-    return {name: family_cpu_us(pid) for name, pid in install.pids.items()}
+    return {name: family_cpu_us(pid) for name, pid in install.pids.items()} | {"this bench": cpu_us(os.getpid())}
 
 
 class Sender:
