@@ -14,6 +14,7 @@ from events.errors import Conflict, HublogError, LogOverloaded, LogUnavailable, 
 from service.log.jetstream import append as append_module
 from service.log.jetstream import client as client_module
 from service.log.jetstream import jetstream_log
+from service.log.jetstream import lane as lane_module
 from service.log.port import Stored
 from tests.servers.event_logs import PARTITIONS, JetStreamBench, event, jetstream_bench, until
 from tests.servers.nats import MakeNats
@@ -24,7 +25,7 @@ SESSION = "ev.0.h.s.one.log"
 
 @pytest.fixture
 async def bench(fresh_nats: MakeNats, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[JetStreamBench]:
-    monkeypatch.setattr(append_module, "ACK_WAIT_S", 0.3)
+    monkeypatch.setattr(lane_module, "ACK_WAIT_S", 0.3)
     monkeypatch.setattr(append_module, "TICK_S", 0.05)
     monkeypatch.setattr(append_module, "CONDITIONAL_WAIT_S", 0.3)
     server = await fresh_nats()
@@ -128,14 +129,14 @@ async def test_held_events_that_were_never_sent_are_refused_when_the_connection_
 
 
 async def test_the_queue_is_bounded(bench: JetStreamBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(append_module, "IN_FLIGHT_MAX", 5)
-    monkeypatch.setattr(append_module, "HELD_MAX", 7)
+    monkeypatch.setattr(lane_module, "IN_FLIGHT_MAX", 5)
+    monkeypatch.setattr(lane_module, "HELD_MAX", 7)
     outcomes = submit_all(bench, [event(b"%d" % number) for number in range(20)])
     await until(lambda: len(outcomes) == 20)
     assert [type(outcome) for outcome in outcomes].count(LogOverloaded) == 8
     assert [one.sequence for one in outcomes if isinstance(one, Stored)] == list(range(1, 13))
     assert await stored(bench) == [b"%d" % number for number in range(12)]
-    monkeypatch.setattr(append_module, "LANE_BYTES_MAX", 2_000)
+    monkeypatch.setattr(lane_module, "LANE_BYTES_MAX", 2_000)
     outcomes = submit_all(bench, [event(b"x" * 1_000), event(b"y" * 1_000)])
     await until(lambda: len(outcomes) == 2)
     assert {type(outcome) for outcome in outcomes} == {LogOverloaded, Stored}
@@ -144,7 +145,7 @@ async def test_the_queue_is_bounded(bench: JetStreamBench, monkeypatch: pytest.M
 async def test_an_outage_longer_than_the_deadline_is_reported_as_unknown(
     bench: JetStreamBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(append_module, "PUBLISH_DEADLINE_S", 0.5)
+    monkeypatch.setattr(lane_module, "PUBLISH_DEADLINE_S", 0.5)
     bench.proxy.stall("down")
     outcomes = submit_all(bench, [event(b"%d" % number) for number in range(3)])
     await reaches_the_server(bench, 3)

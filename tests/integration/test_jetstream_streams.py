@@ -24,7 +24,8 @@ from events.errors import (
 )
 from service.log.jetstream import JetStreamLog, cursor, jetstream_log, migrate_log
 from service.log.jetstream import append as append_module
-from service.log.jetstream.append import WRONG_LAST_SEQUENCE, Ack, failure
+from service.log.jetstream import lane as lane_module
+from service.log.jetstream.answers import BATCH_INCOMPLETE, WRONG_LAST_SEQUENCE, Ack, failure
 from service.log.jetstream.replies import ApiError
 from service.log.port import Stored
 from service.up.nats_server import NatsServer
@@ -231,7 +232,7 @@ async def test_nobody_there_is_unavailable_and_mends_itself(
 async def test_nobody_there_until_the_deadline_is_unavailable(
     clean_nats: NatsServer, admin: Admin, open_log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(append_module, "PUBLISH_DEADLINE_S", 0.3)
+    monkeypatch.setattr(lane_module, "PUBLISH_DEADLINE_S", 0.3)
     await migrate_log(clean_nats.url, random=RANDOM)
     log: JetStreamLog = await open_log()
     await admin("STREAM.DELETE.EV_0")
@@ -247,7 +248,7 @@ async def test_an_abandoned_batch_leaves_nothing(clean_nats: NatsServer, open_lo
     answer = await client.request("ev.0.h.s.a.log", b"{}", headers=headers)
     await client.close()
     error = json.loads(answer.data)["error"]
-    assert error["err_code"] == append_module.BATCH_INCOMPLETE
+    assert error["err_code"] == BATCH_INCOMPLETE
     verdict = await log._writer._judge(
         Ack(error=ApiError(400, error["err_code"], "")), "ev.0.h.s.a.log", [event(), event()], 0, maybe=False
     )

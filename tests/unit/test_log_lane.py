@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from events.envelope import NewEvent
 from events.errors import HublogError, LogUnavailable
 from events.ids import EventId
-from service.log.jetstream import append as append_module
-from service.log.jetstream.append import Writer, event_id
+from service.log.jetstream import lane as lane_module
+from service.log.jetstream.answers import event_id
+from service.log.jetstream.append import Writer
 from service.log.jetstream.replies import Replies
 from service.log.port import Stored
 
@@ -88,9 +89,9 @@ steps = st.lists(
 async def test_every_write_ends_once_and_stored_ones_keep_their_order(
     script: list[Step], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(append_module, "BACKOFF_FIRST_S", 0.0)
-    monkeypatch.setattr(append_module, "IN_FLIGHT_MAX", 4)
-    monkeypatch.setattr(append_module, "HELD_MAX", 6)
+    monkeypatch.setattr(lane_module, "BACKOFF_FIRST_S", 0.0)
+    monkeypatch.setattr(lane_module, "IN_FLIGHT_MAX", 4)
+    monkeypatch.setattr(lane_module, "HELD_MAX", 6)
     model = Model()
     replies = Replies(model)  # type: ignore[arg-type]
     writer = Writer(model, replies, None, 1)  # type: ignore[arg-type]

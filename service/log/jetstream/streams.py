@@ -14,7 +14,7 @@ from events.envelope import Recorded
 from events.errors import LogDrifted, LogMissing, LogUnavailable, Misconfigured
 from events.ids import Epoch, epoch, is_epoch
 from events.subjects import name_of, stream, token
-from service.log.jetstream.append import Ack
+from service.log.jetstream.answers import Ack
 from service.log.jetstream.read import STREAM_MISSING, Reader
 from service.log.jetstream.replies import ApiError, Replies
 
