@@ -10,6 +10,7 @@ from events.envelope import NewEvent, Recorded
 from events.errors import Refused
 from events.ids import EventId, HubName
 from events.subjects import HubSubjects
+from service.log.port import EventLog
 
 AT = "2026-11-21T10:00:00.000000Z"
 START_US = 1_795_255_200_000_000
@@ -22,13 +23,16 @@ TTL_US = 30_000_000
 STEPS = ("open", "attach", "detach", "join", "leave", "leave_all", "carry", "close", "call", "outcome", "node")
 
 
+Written = tuple[str, NewEvent]
+
+
 def stored_at_us(sequence: int) -> int:
     """The broker's time of an event, in every history."""
     return START_US + 1_003 * sequence
 
 
 class History:
-    """Events of one partition, in order. ``emit`` hands each on (to a log, or to the list ``events``)."""
+    """Events of one partition, in order: ``events``, unless a log of its own stores them (``play``)."""
 
     def __init__(
         self, seed: int, *, sessions: int = 8, hubs: tuple[str, ...] = ("chat", "ops-2"), partitions: int = 1
@@ -38,6 +42,7 @@ class History:
         self.hubs = [HubSubjects(HubName(hub), partitions) for hub in hubs]
         self.names = [f"s{number}" if number % 3 else f"odd {number}.✓" for number in range(sessions)]
         self.states: dict[str, session.State] = {}
+        self.last: dict[str, int] = {}
         self.calls: list[tuple[HubSubjects, EventId]] = []
 
     def steps(self, count: int) -> "History":
@@ -47,11 +52,21 @@ class History:
 
     def step(self, what: str) -> None:
         """One thing that may happen; what the machine refuses does not."""
+        found = self.next(what)
+        if found is not None:
+            subject, event = found
+            self.note(self.put(subject, event.payload))
+
+    def next(self, what: str) -> Written | None:
+        """What would be written where, if this happened; None when nothing would."""
         pick = self.random
         hub, name = pick.choice(self.hubs), pick.choice(self.names)
-        if what in {"node", "call", "outcome"}:
-            {"node": self._node, "call": lambda: self._call(hub, name), "outcome": self._outcome}[what]()
-            return
+        if what == "node":
+            return self._node()
+        if what == "call":
+            return self._call(hub, name)
+        if what == "outcome":
+            return self._outcome()
         groups = tuple(pick.sample(GROUPS, pick.randint(1, 3)))
         connection, gateway = f"c{pick.randint(0, 3)}", pick.choice(NODES)
         state = self.states.get(hub.session(name), session.INITIAL)
@@ -73,11 +88,16 @@ class History:
             "close": session.Close("client"),
         }
         try:
-            for said in session.decide(state, commands[what]):
-                recorded = self.add(hub.session(name), said)
-                self.states[hub.session(name)] = codec.session_state(recorded)
+            events = session.decide(state, commands[what])
         except Refused:
-            return
+            return None
+        return (hub.session(name), self.new(events[0])) if events else None
+
+    def note(self, recorded: Recorded) -> None:
+        """An event was stored: what it carries is the state of its session."""
+        if recorded.subject.endswith(".log"):
+            self.states[recorded.subject] = codec.session_state(recorded)
+            self.last[recorded.subject] = recorded.sequence
 
     @property
     def now_us(self) -> int:
@@ -98,7 +118,7 @@ class History:
         ident = EventId(str(uuid.UUID(int=self.random.getrandbits(128), version=4)))
         return codec.encode(said, id=ident, at=AT, actor=actor)
 
-    def _call(self, hub: HubSubjects, name: str) -> None:
+    def _call(self, hub: HubSubjects, name: str) -> Written:
         pick = self.random
         group = pick.choice(GROUPS)
         subject, meant = pick.choice(
@@ -118,20 +138,21 @@ class History:
             ttl_ms=pick.choice((None, 500)),
         )
         event = self.new(said, "user:ann")
-        self.put(subject, event.payload)
         self.calls.append((hub, event.id))
+        return subject, event
 
-    def _outcome(self) -> None:
-        if self.calls:
-            hub, ident = self.random.choice(self.calls)
-            said = self.random.choice(
-                [invocation.Answered(invocation=ident, session="s1"), invocation.Cancelled(invocation=ident)]
-            )
-            self.add(hub.call(ident), said)
+    def _outcome(self) -> Written | None:
+        if not self.calls:
+            return None
+        hub, ident = self.random.choice(self.calls)
+        said = self.random.choice(
+            [invocation.Answered(invocation=ident, session="s1"), invocation.Cancelled(invocation=ident)]
+        )
+        return hub.call(ident), self.new(said)
 
-    def _node(self) -> None:
+    def _node(self) -> Written | None:
         if self.hubs[0].partition:
-            return  # nodes are facts of partition 0
+            return None  # nodes are facts of partition 0
         name, life = self.random.choice(NODES), f"life-{self.random.randint(1, 3)}"
         said = self.random.choice(
             [
@@ -141,4 +162,20 @@ class History:
                 node.Delivered(node=name, incarnation=life, partition=0, up_to=7),
             ]
         )
-        self.add(subjects.node(name), said)
+        return subjects.node(name), self.new(said)
+
+
+async def play(history: History, log: EventLog, steps: int) -> None:
+    """Let things happen on a real log, which gives sequences and times of its own."""
+    for _ in range(steps):
+        found = history.next(history.random.choice(STEPS))
+        if found is None:
+            continue
+        subject, event = found
+        if not subject.endswith(".log"):
+            await log.publish(subject, event)
+            continue
+        await log.append(subject, [event], history.last.get(subject, 0))
+        recorded = await log.last(subject)
+        assert recorded is not None
+        history.note(recorded)
