@@ -318,3 +318,28 @@ def test_the_next_message_reveals_a_lost_one_and_both_come_in_order() -> None:
 
     with asyncio.Runner() as runner:
         runner.run(playing())
+
+
+def test_a_loss_that_others_have_overtaken_is_said_and_not_skipped() -> None:
+    async def playing() -> None:
+        world = World()
+        running = asyncio.ensure_future(repair.run(world.dispatcher))
+        await turns(2)
+        world.open(None)
+        world.open(None)
+        world.join(world.peers[0], ["a"], here=True)
+        await turns(5)
+        world.log.drop_next_live()
+        world.call(selector.All(), None)
+        world.call(selector.Client(world.peers[0].id), None)
+        await turns(3)
+        assert world.peers[0].transport.frames == [0, 2]
+        await settled(world)
+        assert world.peers[0].hole, "it was given 2, so 1 can no longer come in order"
+        assert not world.peers[1].hole
+        assert world.peers[1].transport.frames == [0, 1]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    with asyncio.Runner() as runner:
+        runner.run(playing())
