@@ -5,7 +5,9 @@ Owns the order of things, and that whatever was started ends. ``run`` is what th
 
 import asyncio
 import contextlib
+import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from lab.fanout import fanout
 from lab.install import Install, embedded, read_processes, running
 from lab.latency import Plan, latency
 from lab.load import Progress
-from lab.proc import machine, raise_file_limit
+from lab.proc import cpu_us, family_cpu_us, machine, machine_cpu_us, raise_file_limit
 from lab.report import Report
 
 SPARE_FILES = 200
@@ -88,10 +90,19 @@ async def _run(options: Options, progress: Progress) -> Report:
         async with _installation(options, sync, progress) as install:
             if report is None:
                 report = Report(machine(Path(install.data)), install.data)
+            before, started = _others_us(install), time.perf_counter()
             await _measure(measure, install, options, report, progress)
+            others = (_others_us(install) - before) / 1e6 / (time.perf_counter() - started)
+            report.others_cores = max(report.others_cores, others)
     if report is None:
         raise Unsuitable("nothing was asked for")
     return report
+
+
+def _others_us(install: Install) -> int:
+    """What everything but the installation and this bench has used; postgres and nats may be out of sight."""
+    own = sum(family_cpu_us(pid) for pid in install.pids.values()) + cpu_us(os.getpid())
+    return machine_cpu_us() - own
 
 
 async def _measure(measure: str, install: Install, options: Options, report: Report, progress: Progress) -> None:

@@ -21,6 +21,9 @@ ALWAYS_P99_MS_MAX = 10.0
 BARRED_RATE = 1_000
 """The rate at which the bars of latency hold."""
 
+OTHERS_CORES_MAX = 0.3
+"""Above it a report says that it was disturbed."""
+
 
 class Report(msgspec.Struct):
     """All that one run of the bench found out."""
@@ -30,6 +33,8 @@ class Report(msgspec.Struct):
     connect: list[Connect] = msgspec.field(default_factory=list)
     fanout: list[Fanout] = msgspec.field(default_factory=list)
     latency: list[Latency] = msgspec.field(default_factory=list)
+    others_cores: float = 0.0
+    """Cores kept busy by anything else, in the worst of the runs."""
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -63,6 +68,12 @@ def show(report: Report, console: Console) -> None:
             word = {None: "", True: "[green]met[/green]", False: "[red]missed[/red]"}[line.met]
             table.add_row(f"  {line.what}", line.figure, line.bar, word)
     console.print(table)
+    if report.others_cores > OTHERS_CORES_MAX:
+        console.print(
+            f"[yellow]Other work kept {report.others_cores:.1f} cores of this machine busy meanwhile: "
+            "the figures say little about the service.[/yellow]",
+            highlight=False,
+        )
 
 
 def sections(report: Report) -> list[tuple[str, list[Line]]]:

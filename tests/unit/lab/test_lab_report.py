@@ -15,7 +15,7 @@ from lab.connect import Connect
 from lab.fanout import Fanout
 from lab.install import read_processes
 from lab.latency import Latency
-from lab.proc import Gone, NotEnoughFiles, cpu_us, family_cpu_us, machine, raise_file_limit, rss_bytes
+from lab.proc import Gone, NotEnoughFiles, cpu_us, family_cpu_us, machine, machine_cpu_us, raise_file_limit, rss_bytes
 from lab.report import Report, as_json, missed, show
 
 CONNECT = Connect(10_000, 0, 0, 5.0, 2_000.0, 150.0, 60.0, 24.0, None)
@@ -35,6 +35,13 @@ def test_the_table_shows_figures_bars_and_verdicts():
     assert "≤ 25 KiB" in text
     assert "100,000 /s" in text
     assert text.count("missed") == 3
+
+
+def test_a_disturbed_run_says_so():
+    disturbed, out = report(), io.StringIO()
+    disturbed.others_cores = 1.25
+    show(disturbed, Console(file=out, width=120))
+    assert "Other work kept 1.2 cores" in out.getvalue()
 
 
 def test_what_is_missed_is_named():
@@ -98,6 +105,7 @@ def test_figures_of_this_very_process(tmp_path: Path):
 
     assert rss_bytes(os.getpid()) > 2**20
     assert family_cpu_us(os.getpid()) >= cpu_us(os.getpid()) > 0
+    assert machine_cpu_us() > cpu_us(os.getpid())
     assert machine(tmp_path).data_filesystem != "unknown"
 
 
