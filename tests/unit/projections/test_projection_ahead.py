@@ -85,7 +85,7 @@ async def test_leaving_while_it_waits_closes_the_source() -> None:
     ahead = Ahead(feed.follow())
     async with ahead:
         taking = asyncio.create_task(ahead.take(1))
-        await asyncio.sleep(0)
+        await a_few_turns()
         taking.cancel()
         await asyncio.gather(taking, return_exceptions=True)
     assert feed.closed
