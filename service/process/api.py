@@ -12,11 +12,10 @@ from service.api.server import make_runner
 from service.log.author import Author
 from service.nodes.lease import LastRenewals
 from service.process.lifecycle import begin, operable
-from service.process.managers import manager_factory
+from service.process.managers import global_view, manager_factory
 from service.process.parts import nats_check, the_log
 from service.process.schema import postgres_check, require_schema
 from service.sessions.hubs import Hubs
-from service.sessions.view import LogView
 from service.settings import ADMIN_OFFSET_API, Settings
 
 INSTANCE = "api"
@@ -28,8 +27,8 @@ async def run(settings: Settings) -> None:
     dsn = settings.postgres_dsn.reveal()
     told_to_stop = begin(settings, INSTANCE)
     await require_schema(dsn)
-    async with the_log(settings, INSTANCE) as log:
-        hubs = Hubs(log, manager_factory(settings, log, Author(), LogView(log)))
+    async with the_log(settings, INSTANCE) as log, global_view(settings, log) as view:
+        hubs = Hubs(log, manager_factory(settings, log, Author(), view))
         renewals = LastRenewals(log)
         reads = ReadModel(dsn, log.partitions)
         runner = make_runner(

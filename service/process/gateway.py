@@ -21,10 +21,9 @@ from service.gateway.tokens import KeyRing
 from service.log.author import Author
 from service.nodes.lease import Lease
 from service.process.lifecycle import begin, operable
-from service.process.managers import manager_factory
+from service.process.managers import global_view, manager_factory
 from service.process.parts import nats_check, the_log
 from service.sessions.hubs import Hubs
-from service.sessions.view import LogView
 from service.settings import Settings
 from service.telemetry import Metrics
 
@@ -39,9 +38,9 @@ async def run(settings: Settings, index: int) -> None:
     node = settings.node_name(index)
     told_to_stop = begin(settings, node)
     port = settings.gateway_port + index
-    async with the_log(settings, node) as log:
+    async with the_log(settings, node) as log, global_view(settings, log) as view:
         author = Author()
-        hubs = Hubs(log, manager_factory(settings, log, author, LogView(log)))
+        hubs = Hubs(log, manager_factory(settings, log, author, view))
         lease = Lease(node, version("hublog-service"), f"http://{settings.host}:{port}", log, log, author)
         dispatchers = [Dispatcher(number, log, log, _encode) for number in range(log.partitions)]
         context = GatewayContext(
