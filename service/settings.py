@@ -257,7 +257,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Variable(
             "DUPLICATE_WINDOW",
-            _whole_seconds(1, DAY_S),
+            _whole_seconds(90, DAY_S),
             "How long a repeated idempotency key meets its first call. Costs memory in NATS by rate times window.",
         ),
     ] = 120

@@ -19,6 +19,7 @@ from service.delivery.interest import Chain
 
 RETRY_S = 0.25
 TAIL_EVERY_S = 10.0
+TAIL_SUBJECTS = 512  # asked about at once
 REAP_EVERY_S = 5.0
 SAY_EVERY_S = 60.0
 READS_AT_ONCE = 16
@@ -166,20 +167,26 @@ async def _check_tail(dispatcher: Dispatcher) -> None:
     """A lost last message has no successor to reveal it: look whether the log has more than was heard."""
     checked = 0
     while True:
-        await asyncio.sleep(TAIL_EVERY_S)
+        await asyncio.sleep(TAIL_EVERY_S / 2)
         if not dispatcher.live or not dispatcher.feed.connected:
             continue
         try:
-            checked = await _look_behind(dispatcher, checked)
+            high = await dispatcher.log.last_sequence(dispatcher.partition)
+            if high != checked:
+                chains = [chain for chain in dispatcher.interest.chains() if chain.members]
+                # Spread over the interval: all at once would be felt by everybody else on this node.
+                pause_s = TAIL_EVERY_S / 2 / (len(chains) // TAIL_SUBJECTS + 1)
+                for start in range(0, len(chains), TAIL_SUBJECTS):
+                    await look_behind(dispatcher, chains[start : start + TAIL_SUBJECTS])
+                    await asyncio.sleep(pause_s)
+                checked = high
         except HublogError as error:
             _log.warning("delivery.tail_unchecked", partition=dispatcher.partition, code=error.code)
 
 
-async def _look_behind(dispatcher: Dispatcher, checked: int) -> int:
+async def look_behind(dispatcher: Dispatcher, chains: list[Chain]) -> None:
+    """Hold the dispatcher if the log has more of these chains than was heard. Raises: LogUnavailable."""
     high = await dispatcher.log.last_sequence(dispatcher.partition)
-    if high == checked:
-        return checked
-    chains = [chain for chain in dispatcher.interest.chains() if chain.members]
     lasts = await dispatcher.log.last_many([chain.subject for chain in chains], up_to=high)
     # What was under way while we asked has arrived by now, on one server; a cluster only costs a repair.
     await dispatcher.feed.flush()
@@ -188,8 +195,7 @@ async def _look_behind(dispatcher: Dispatcher, checked: int) -> int:
         if last is not None and last.sequence > chain.known and chain.members and dispatcher.live:
             dispatcher.counters.tail_repairs += 1
             dispatcher.hold("tail", None)
-            return checked
-    return high
+            return
 
 
 async def _reap(dispatcher: Dispatcher) -> None:

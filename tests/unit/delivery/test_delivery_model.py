@@ -257,7 +257,7 @@ async def settled(world: World) -> None:
             while not world.dispatcher.live:
                 await turns(1)
             before = world.dispatcher.counters.tail_repairs
-            await repair._look_behind(world.dispatcher, -1)
+            await repair.look_behind(world.dispatcher, list(world.dispatcher.interest.chains()))
             await turns(5)
             if world.dispatcher.live and world.dispatcher.counters.tail_repairs == before:
                 return
