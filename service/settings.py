@@ -251,7 +251,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 8200
     max_age_s: Annotated[
-        int, Variable("MAX_AGE", _whole_seconds(60, 3650 * DAY_S), "How long the log keeps an event.", shown="`7d`")
+        int, Variable("MAX_AGE", _whole_seconds(90, 3650 * DAY_S), "How long the log keeps an event.", shown="`7d`")
     ] = 7 * DAY_S
     duplicate_window_s: Annotated[
         int,
