@@ -14,7 +14,7 @@ STATES: tuple[State, ...] = ("active", "detached", "closed")
 
 
 class Session(msgspec.Struct, frozen=True, rename="camel"):
-    """``last_seen_at`` of an active session is when its node renewed its lease."""
+    """``last_seen_at`` of an active session is when its node renewed its lease, or its opening if that came later."""
 
     session_id: str
     user_id: str | None
@@ -43,8 +43,11 @@ _BY_STATES: LiteralString = f"""
         WHERE s.hub = %(hub)s AND s.state = wanted.state AND s.session_id > %(after)s {{more}}
         ORDER BY s.session_id LIMIT %(take)s
     ) s ORDER BY s.session_id LIMIT %(take)s"""
+# OFFSET 0 keeps the planner to this: members in order, and each one's row by its key, until the page is full.
 _BY_GROUP: LiteralString = f"""
-    SELECT {_COLUMNS} FROM memberships m JOIN sessions s ON s.hub = m.hub AND s.session_id = m.session_id
+    SELECT s.* FROM memberships m CROSS JOIN LATERAL (
+        SELECT {_COLUMNS} FROM sessions s WHERE s.hub = m.hub AND s.session_id = m.session_id OFFSET 0
+    ) s
     WHERE m.hub = %(hub)s AND m.group_name = %(group)s AND m.left_seq IS NULL AND m.session_id > %(after)s {{more}}
     ORDER BY m.session_id LIMIT %(take)s"""
 _ONE: LiteralString = f"SELECT {_COLUMNS} FROM sessions s WHERE s.hub = %(hub)s AND s.session_id = %(session)s"
@@ -115,7 +118,9 @@ def _choose(state: State | None, user: str | None, group: str | None, node: str 
 def _session(epoch: str, partition: int, row: tuple[Any, ...], last_renewal: LastRenewal) -> Session:
     session_id, user_id, state, node, groups, metadata, opened_at, last_seen_at, seq, incarnation = row
     if state == "active":
-        last_seen_at = answers.moment(last_renewal(incarnation))
+        # It was there when it opened, whatever is known of renewals since.
+        moments = (opened_at, answers.moment(last_renewal(incarnation)))
+        last_seen_at = max((moment for moment in moments if moment is not None), default=None)
     return Session(
         session_id,
         user_id,

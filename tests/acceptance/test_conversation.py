@@ -179,6 +179,7 @@ async def test_the_api_knows_who_is_where_and_what_happened_to_each(
     assert {item["state"] for item in sessions.values()} == {"active"}
     ann = sessions[cast["ann"].session]
     assert (ann["userId"], ann["metadata"], ann["groups"]) == ("ann", {"device": "laptop"}, ["red"])
+    assert ann["lastSeenAt"] >= ann["openedAt"]
     assert (await api.get(f"sessions/{cast['ann'].session}"))["node"] == ann["node"]
 
     # The nodes, and who is on which.

@@ -63,8 +63,9 @@ class Api:
 
     async def closed_history(self, session: str) -> list[Any]:
         """A session's history once it has ended: what the end of a connection appends has no answer to wait for."""
-        path = f"sessions/{session}/history"
-        return await self.until(path, lambda events: events[-1]["type"].startswith("session.closed"))
+        own = f"ev.0.{self.hub}.s.{session}.log"
+        await self.until("events", lambda events: len(events) > 0, type="session.closed", subject=own)
+        return await self.items(f"sessions/{session}/history")
 
     async def refused(self, method: str, path: str, body: bytes | None = None, **query: Any) -> tuple[int, str]:
         """Status and code of what must fail."""
