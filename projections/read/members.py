@@ -24,7 +24,9 @@ class Member(msgspec.Struct, frozen=True, rename="camel"):
 _PAGE: LiteralString = f"""
 SELECT {REFLECTS}, p.* FROM checkpoints c LEFT JOIN LATERAL (
     SELECT m.session_id, s.user_id, s.state, m.joined_at, m.joined_seq
-    FROM memberships m JOIN sessions s ON s.hub = m.hub AND s.session_id = m.session_id
+    FROM memberships m CROSS JOIN LATERAL (
+        SELECT user_id, state FROM sessions WHERE hub = m.hub AND session_id = m.session_id OFFSET 0
+    ) s
     WHERE m.hub = %(hub)s AND m.group_name = %(group)s AND m.left_seq IS NULL AND m.session_id > %(after)s
     ORDER BY m.session_id LIMIT %(take)s
 ) p ON true WHERE c.partition = %(partition)s ORDER BY p.session_id"""
