@@ -24,6 +24,9 @@ R = TypeVar("R", bound=InvocationRouter)
 class SessionManager(Generic[S, G, R]):
     """Composes a session registry, a group registry and an invocation router of one hub.
 
+    ``sessions``, ``groups`` and ``router`` are those; ``local`` is what is known of the sessions attached to this
+    process, shared by them and fed by whoever hears the log.
+
     Initialised in the order sessions → groups → router, and shut down in reverse; each part is shut down even when
     another fails, and the first failure is raised afterwards.
     """

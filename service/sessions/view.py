@@ -24,21 +24,30 @@ class AsOf(msgspec.Struct, Generic[Value], frozen=True):
 
 
 class GlobalView(Protocol):
-    """Counts, ids, names and sizes across all nodes. A closed session and a group without members do not exist."""
+    """Counts, ids, names and sizes across all nodes. A closed session and a group without members do not exist.
 
-    async def session_count(self, hub: HubName) -> AsOf[int]: ...
+    Every question raises ReadModelUnavailable or LogUnavailable (retryable) where whoever answers it is away.
+    """
+
+    async def session_count(self, hub: HubName) -> AsOf[int]:
+        """How many sessions are attached or detached."""
+        ...
 
     async def session_ids(self, hub: HubName) -> AsOf[tuple[SessionId, ...]]:
-        """Ascending."""
+        """The ids of those, ascending."""
         ...
 
     async def group_names(self, hub: HubName) -> AsOf[tuple[str, ...]]:
         """Names of the groups that have a member, ascending."""
         ...
 
-    async def group_size(self, hub: HubName, group: str) -> AsOf[int]: ...
+    async def group_size(self, hub: HubName, group: str) -> AsOf[int]:
+        """How many members a group has, attached or detached; 0 for one that does not exist, or cannot."""
+        ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Nothing is asked any more."""
+        ...
 
 
 class LogView:

@@ -63,4 +63,4 @@ def test_the_command_line_starts_without_the_parts() -> None:
         ).stdout.split()
         for module in ("service.cli", "service.process.gateway")
     }
-    assert loaded == {"service.cli": [], "service.process.gateway": ["aiohttp", "nats"]}
+    assert loaded == {"service.cli": [], "service.process.gateway": ["aiohttp", "nats", "psycopg"]}
