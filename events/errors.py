@@ -17,6 +17,7 @@ Owns the stable codes that clients, operators and the documentation rely on. It 
     │   ├── SessionClosed          session_closed
     │   ├── NotResumable           not_resumable
     │   ├── TokenStale             token_stale
+    │   ├── TokenUserMismatch      token_user_mismatch
     │   ├── KeyReused              key_reused
     │   ├── NotAvailable           not_available
     │   ├── NotFound               not_found
@@ -49,6 +50,7 @@ Owns the stable codes that clients, operators and the documentation rely on. It 
     ├── OutcomeUnknown             outcome_unknown         stored or not: nobody could say in time
     ├── Ended                      why the server ended a connection
     │   ├── Kicked                 kicked
+    │   ├── Replaced               replaced
     │   ├── SlowConsumer           slow_consumer           (retryable)
     │   ├── Hole                   hole                    (retryable)
     │   └── Restarting             shutdown                (retryable)
@@ -144,6 +146,11 @@ class NotResumable(Refused):
 class TokenStale(Refused):
     code = "token_stale"
     hint = "Use the newest resume token that the service gave out."
+
+
+class TokenUserMismatch(Refused):
+    code = "token_user_mismatch"
+    hint = "Resume as the user whose session it is, or connect without a token."
 
 
 class KeyReused(Refused):
@@ -307,6 +314,11 @@ class Ended(HublogError):
 class Kicked(Ended):
     code = "kicked"
     hint = "The session was closed by an administrator or its own backend."
+
+
+class Replaced(Ended):
+    code = "replaced"
+    hint = "The session goes on on a newer connection; do not reconnect this one."
 
 
 class SlowConsumer(Ended):

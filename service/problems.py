@@ -48,6 +48,7 @@ POLICIES: Mapping[str, Policy] = {
     "session_closed": Policy(410),
     "not_resumable": Policy(409),
     "token_stale": Policy(409),
+    "token_user_mismatch": Policy(403),
     "key_reused": Policy(409),
     "epoch_mismatch": Policy(409),
     "position_not_reached": Policy(409),
@@ -72,6 +73,7 @@ POLICIES: Mapping[str, Policy] = {
     "shutting_down": Policy(503, "reconnect"),
     # The server ended it.
     "kicked": Policy(403, "end"),
+    "replaced": Policy(409, "end"),
     "slow_consumer": Policy(503, "reconnect"),
     "hole": Policy(503, "reconnect"),
     "shutdown": Policy(503, "reconnect"),

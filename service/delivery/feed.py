@@ -17,6 +17,7 @@ import structlog
 
 from events import codec, session
 from events.errors import HublogError
+from events.ids import Position
 from service.delivery.interest import Chain, Interest, Receiver
 from service.log.port import EventLog, LiveFeed
 
@@ -25,8 +26,10 @@ BUFFER_BYTES_MAX = 64 * 1024 * 1024
 
 REQUESTED = "invocation.requested.v1"
 
-# (target, arguments) -> one frame, the same bytes for every connection of a kind.
-Encode = Callable[[str, bytes], bytes]
+# (kind of wire, target, arguments, position) -> one frame, the same bytes for every connection of a kind. Kind 0 is
+# the plain one; what the others are is the gateway's business.
+Encode = Callable[[int, str, bytes, str], bytes]
+KINDS = 3
 
 _log = structlog.get_logger(__name__)
 
@@ -82,6 +85,7 @@ class Dispatcher:
         self.live = True
         self.held_since_s = 0.0
         self._encode = encode
+        self._prefix = str(Position(log.epoch, partition, 0))[:-1]
         # None: everything may have been missed. Else only these chains must be read.
         self.scope: set[Chain] | None = set()
         self._buffer: deque[tuple[Chain, int, int, bytes]] = deque()
@@ -118,16 +122,23 @@ class Dispatcher:
         except (msgspec.DecodeError, UnicodeError):
             self._not_a_call(chain, sequence, payload)
             return
-        frame = self._encode(call.target, bytes(call.arguments))
+        frames: list[bytes | None] = [None] * KINDS
         members = chain.members if chain.kind != "many" else self._many(chain, call)
         without = frozenset(call.without) if call.without else None
         delivered = 0
         for receiver in list(members.values()) if without is None else _spared(members, without):
             if receiver.delivered < sequence:
+                frame = frames[receiver.kind]
+                if frame is None:
+                    frame = frames[receiver.kind] = self.encode(receiver.kind, call.target, call.arguments, sequence)
                 receiver.delivered = sequence
-                receiver.outbox.write(frame)
+                receiver.deliver(frame)
                 delivered += 1
         self.counters.deliveries += delivered
+
+    def encode(self, kind: int, target: str, arguments: msgspec.Raw, sequence: int) -> bytes:
+        """The frame of a call for one kind of wire."""
+        return self._encode(kind, target, bytes(arguments), f"{self._prefix}{sequence}")
 
     # ---------------------------------------------------------------- late events, found by a repair
 
@@ -141,13 +152,12 @@ class Dispatcher:
         except (msgspec.DecodeError, UnicodeError):
             self._not_a_call(chain, sequence, payload)
             return
-        frame = self._encode(call.target, bytes(call.arguments))
         for receiver in list(self._concerned(chain, call, sequence).values()):
             if receiver.session in call.without:
                 continue
             if receiver.delivered < sequence:
                 receiver.delivered = sequence
-                receiver.outbox.write(frame)
+                receiver.deliver(self.encode(receiver.kind, call.target, call.arguments, sequence))
                 self.counters.deliveries += 1
             else:
                 self.hole(receiver, sequence)
@@ -212,8 +222,7 @@ class Dispatcher:
 
     def _apply(self, chain: Chain, sequence: int, payload: bytes, stored_at_us: int) -> None:
         """One event of a session's own subject: its memberships take effect here, and nowhere else."""
-        receiver = next(iter(chain.members.values()))
-        if receiver.hub is None:
+        if not chain.members:
             return  # its connection ended while this was being read
         try:
             written = codec.envelope(payload)
@@ -224,16 +233,26 @@ class Dispatcher:
         except HublogError as error:
             # What it changes is not known, so what this session must receive is not known any more.
             self._unreadable(chain, sequence, error.message)
-            self.hole(receiver, sequence)
+            for receiver in list(chain.members.values()):
+                self.hole(receiver, sequence)
             return
         state = session.settle(event, sequence, stored_at_us)
-        if not receiver.live and state.status != "closed":
-            for audience in self.interest.activate(receiver, state.opened):
-                if audience.last > state.opened:
-                    self.hole(receiver, state.opened)
-        if receiver.live:
-            self._follow_groups(receiver, state, sequence, own=written.actor == f"session:{receiver.session}")
-        receiver.on_event(event, state, sequence)
+        own = written.actor == f"session:{chain.name}"
+        # Whoever loses the session ends before its new connection begins.
+        for receiver in sorted(chain.members.values(), key=lambda one: one.connection == state.connection):
+            holds = state.status == "active" and receiver.connection == state.connection
+            if holds and not receiver.live and receiver.hub is not None:
+                self._begin(receiver, sequence)
+            if receiver.live:
+                self._follow_groups(receiver, state, sequence, own=own or isinstance(event, session.Attached))
+            receiver.on_event(event, state, sequence)
+
+    def _begin(self, receiver: Receiver, sequence: int) -> None:
+        """The session is this connection's from here on."""
+        for audience in self.interest.activate(receiver, sequence):
+            if audience.last > sequence:
+                # Its beginning came late, and calls behind it have passed.
+                self.hole(receiver, sequence)
 
     def _follow_groups(self, receiver: Receiver, state: session.State, sequence: int, *, own: bool) -> None:
         before = receiver.groups
@@ -245,12 +264,12 @@ class Dispatcher:
         for group, joined in state.groups.items():
             if before.get(group) == joined:
                 continue
-            chain, unsure = self.interest.join(receiver, group, joined, own=own)
+            chain, unsure = self.interest.join(receiver, group, max(joined, receiver.since), own=own)
             if unsure:
                 new.append(chain)
-            elif chain.last > joined:
+            elif chain.last > max(joined, receiver.since):
                 # The join itself came late, and calls behind it have passed.
-                self.hole(receiver, joined)
+                self.hole(receiver, max(joined, receiver.since))
         receiver.groups = state.groups
         if new:
             self.hold("new group", new)
@@ -275,7 +294,7 @@ class Dispatcher:
             chosen = {
                 name: receiver
                 for name in call.sessions
-                if (receiver := chain.hub.receivers.get(name)) is not None and receiver.opened < sequence
+                if (receiver := chain.hub.receivers.get(name)) is not None and receiver.since < sequence
             }
             for name in call.groups:
                 group = chain.hub.group(name)
@@ -316,8 +335,8 @@ def _spared(members: dict[str, Receiver], without: frozenset[str]) -> list[Recei
 def _members_at(chain: Chain, sequence: int) -> dict[str, Receiver]:
     chosen = {}
     for name, receiver in chain.members.items():
-        since = receiver.groups.get(chain.name, sequence) if chain.kind == "group" else receiver.opened
-        if since < sequence:
+        joined = receiver.groups.get(chain.name, sequence) if chain.kind == "group" else 0
+        if max(joined, receiver.since) < sequence:
             chosen[name] = receiver
     for receiver, joined, left in chain.leavers or ():
         if receiver.live and joined < sequence < left:

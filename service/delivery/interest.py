@@ -24,27 +24,48 @@ Kind = Literal["log", "inbox", "group", "user", "all", "many"]
 class Receiver:
     """One local session, as delivery sees it.
 
-    ``delivered`` is the highest sequence that it was given. ``on_event`` hears the session's own events in sequence;
+    ``delivered`` is the highest sequence that it was given; ``deliver`` takes a frame to it: the outbox, or a gate before
+    it. ``kind`` is the kind of wire (see ``feed.Encode``). It is in the audience from behind ``since``, the sequence of the
+    ``opened`` or ``attached`` that names its connection. ``on_event`` hears the session's own events in sequence;
     ``on_hole`` is told when something was missed that can no longer be delivered in order.
     """
 
-    __slots__ = ("delivered", "groups", "hub", "live", "on_event", "on_hole", "opened", "outbox", "session", "user")
+    __slots__ = (
+        "connection",
+        "deliver",
+        "delivered",
+        "groups",
+        "hub",
+        "kind",
+        "live",
+        "on_event",
+        "on_hole",
+        "outbox",
+        "session",
+        "since",
+        "user",
+    )
 
     def __init__(
         self,
         session_id: SessionId,
+        connection: str,
         user: str | None,
         outbox: Outbox,
         on_event: Callable[[session.Event, session.State, int], None],
         on_hole: Callable[[int], None],
+        kind: int = 0,
     ) -> None:
         self.session = session_id
+        self.connection = connection
         self.user = user
         self.outbox = outbox
+        self.deliver: Callable[[bytes], None] = outbox.write
         self.on_event = on_event
         self.on_hole = on_hole
+        self.kind = kind
         self.hub: HubInterest | None = None
-        self.opened = 0
+        self.since = 0
         self.delivered = 0
         self.groups: dict[str, int] = {}
         self.live = False
@@ -92,8 +113,9 @@ class Chain:
 
     def end(self, receiver: Receiver, joined: int, sequence: int | None) -> None:
         """``receiver`` has left; with ``sequence``, it is still connected and may be concerned by a late hole."""
-        if self.members.pop(receiver.session, None) is None:
+        if self.members.get(receiver.session) is not receiver:
             return
+        del self.members[receiver.session]
         if sequence is not None:
             if self.leavers is None:
                 self.leavers = deque(maxlen=LEAVERS_MAX)
@@ -154,14 +176,19 @@ class Interest:
         for hub in self.hubs.values():
             yield from hub.chains.values()
 
-    def expect(self, subjects: HubSubjects, receiver: Receiver) -> None:
-        """Hear everything that a session must receive; call before its ``opened`` is appended."""
+    def expect(self, subjects: HubSubjects, receiver: Receiver, known: int = 0, groups: Iterable[str] = ()) -> None:
+        """Hear everything that a session must receive; call before its ``opened`` or ``attached`` is appended.
+
+        ``known`` is the last sequence of the session's own subject, ``groups`` are those it is in, as they were loaded.
+        """
         hub = self.hubs.get(subjects.hub)
         if hub is None:
             hub = self.hubs[subjects.hub] = HubInterest(subjects, self._heard)
         hub.expected += 1
         receiver.hub = hub
-        self._hear_session(hub, receiver)
+        self._hear_session(hub, receiver, known)
+        for group in groups:
+            hub.expect_group(group)
         if receiver.user is not None:
             hub.chain("user", receiver.user, subjects.user(receiver.user))
         if subjects.all() not in hub.chains:
@@ -170,10 +197,10 @@ class Interest:
             hub.add(Chain(hub, "many", "", subjects.many(), hub.receivers))
 
     def activate(self, receiver: Receiver, sequence: int) -> list[Chain]:
-        """``opened`` came by. Returns the chains that the session now belongs to the audience of."""
+        """``opened`` or ``attached`` came by. Returns the chains that the session now is in the audience of."""
         hub = receiver.hub
         assert hub is not None
-        receiver.opened, receiver.live = sequence, True
+        receiver.since, receiver.live = sequence, True
         receiver.delivered = max(receiver.delivered, sequence)
         hub.expected -= 1
         chains = [hub.chains[hub.subjects.all()], hub.chains[hub.subjects.many()]]
@@ -218,7 +245,8 @@ class Interest:
             return
         if receiver.live:
             receiver.live = False
-            hub.receivers.pop(receiver.session, None)
+            if hub.receivers.get(receiver.session) is receiver:
+                del hub.receivers[receiver.session]
         else:
             hub.expected -= 1
         for group, joined in receiver.groups.items():
@@ -229,11 +257,15 @@ class Interest:
             chain = hub.chains.get(hub.subjects.user(receiver.user))
             if chain is not None:
                 chain.end(receiver, 0, None)
-        log = hub.chains.pop(hub.subjects.session(receiver.session), None)
-        inbox = hub.chains.pop(hub.subjects.inbox(receiver.session), None)
+        inbox = hub.chains.get(hub.subjects.inbox(receiver.session))
         if inbox is not None:
-            inbox.members.clear()  # a repair under way may still hold the chain
-        if log is not None and log.subscription is not None:
+            inbox.end(receiver, 0, None)
+        log = hub.chains.get(hub.subjects.session(receiver.session))
+        if log is None or log.members.pop(receiver.connection, None) is None or log.members:
+            return  # another connection of this node has, or is taking, the session
+        del hub.chains[log.subject]
+        hub.chains.pop(hub.subjects.inbox(receiver.session), None)
+        if log.subscription is not None:
             log.subscription.unsubscribe()
             log.subscription = None  # it holds the chain: no cycle, no work for the collector
 
@@ -270,10 +302,18 @@ class Interest:
 
         return on_message
 
-    def _hear_session(self, hub: HubInterest, receiver: Receiver) -> None:
-        """A session's two subjects under one subscription: half the interest to keep for every session."""
+    def _hear_session(self, hub: HubInterest, receiver: Receiver, known: int) -> None:
+        """A session's two subjects under one subscription: half the interest to keep for every session.
+
+        The members of its own subject go by connection: while one takes over from another, both hear it.
+        """
         ident, subjects, hear = receiver.session, hub.subjects, self._hear
-        log = Chain(hub, "log", ident, subjects.session(ident), {ident: receiver})
+        heard = hub.chains.get(subjects.session(ident))
+        if heard is not None:
+            heard.members[receiver.connection] = receiver
+            return
+        log = Chain(hub, "log", ident, subjects.session(ident), {receiver.connection: receiver})
+        log.known = known
         inbox = Chain(hub, "inbox", ident, subjects.inbox(ident), {})
         hub.chains[log.subject], hub.chains[inbox.subject] = log, inbox
 

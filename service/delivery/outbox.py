@@ -61,6 +61,16 @@ class Outbox:
         """Bytes that the kernel has not taken yet."""
         return self._transport.get_write_buffer_size()
 
+    @property
+    def half_full(self) -> bool:
+        """Whoever writes much at once waits while this is so."""
+        return self._transport.get_write_buffer_size() > self._bytes_max // 2
+
+    def overflow(self) -> None:
+        """More waits for this client elsewhere than may: it does not read."""
+        if self.open:
+            self._slow()
+
     def close(self) -> None:
         """Take nothing more; what was written still goes out."""
         self.open = False

@@ -134,10 +134,11 @@ def _starts(found: Iterable[tuple[Chain, Recorded]]) -> dict[Chain, int]:
         if isinstance(decoded, session.Joined):
             for group in decoded.groups:
                 begin(hub.expect_group(group), event.sequence)
-        elif isinstance(decoded, session.Opened):
+        elif isinstance(decoded, session.Opened | session.Attached):
             subjects = [hub.subjects.all(), hub.subjects.many(), hub.subjects.inbox(chain.name)]
-            if decoded.user is not None:
-                subjects.append(hub.subjects.user(decoded.user))
+            subjects += [hub.subjects.group(group) for group in decoded.after.groups]
+            if decoded.after.user is not None:
+                subjects.append(hub.subjects.user(decoded.after.user))
             for subject in subjects:
                 if subject in hub.chains:
                     begin(hub.chains[subject], event.sequence)
