@@ -38,7 +38,7 @@ const connection = new HubConnectionBuilder()
   .withUrl(url.href, { transport: HttpTransportType.WebSockets, skipNegotiation: options["skip-negotiation"] })
   // Never give up. The stock policy, `withAutomaticReconnect()` without arguments, stops after four attempts.
   .withAutomaticReconnect({
-    nextRetryDelayInMilliseconds: ({ previousRetryCount: tries }) => Math.min(250 * 2 ** tries, 10_000) * (0.5 + Math.random()),
+    nextRetryDelayInMilliseconds: ({ previousRetryCount: tries }) => Math.min(250 * 2 ** tries, 5_000) * (0.5 + Math.random()),
   })
   .configureLogging(LogLevel.None) // we say ourselves what happens
   .build();
@@ -51,12 +51,7 @@ connection.on("joined", (group, user) => hear(`[${group}] ${user} joined`));
 connection.on("left", (group, user) => hear(`[${group}] ${user} left`));
 
 connection.onreconnecting((error) => show(`* connection lost (${error?.message ?? "no reason given"}), reconnecting`));
-connection.onreconnected(async () => {
-  // A new connection is a new session, and a new session is in no group.
-  const { sessionId } = await connection.invoke("hub.session");
-  if (groups.length > 0) await connection.invoke("hub.join", groups);
-  show(`* reconnected as session ${sessionId}, in ${groups.join(", ") || "no group"}`);
-});
+connection.onreconnected(() => returned().catch((error) => show(`! ${error.message}`)));
 connection.onclose((error) => {
   if (error === undefined) return; // we closed it ourselves
   show(`* the server closed the connection: ${error.message}`); // `<code>: <what happened>. <hint>`
@@ -77,6 +72,13 @@ async function join(group) {
   }
   groups.splice(0, groups.length, ...groups.filter((name) => name !== group), group);
   show(`* you are in ${group}`);
+}
+
+// A new connection is a new session, and a new session is in no group.
+async function returned() {
+  const { sessionId } = await connection.invoke("hub.session");
+  if (groups.length > 0) await connection.invoke("hub.join", groups);
+  show(`* reconnected as session ${sessionId}, in ${groups.join(", ") || "no group"}`);
 }
 
 async function leave(group) {

@@ -17,7 +17,7 @@ from projections.read.progress import Progress
 
 CONNECTIONS_MAX = 8
 CONNECT_TIMEOUT_S = 5
-POOL_TIMEOUT_S = 5.0  # how long a question waits for a connection
+POOL_TIMEOUT_S = 2.0  # how long a question waits for a connection
 STATEMENT_TIMEOUT_S = 10
 
 

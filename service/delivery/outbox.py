@@ -31,7 +31,11 @@ class Outbox:
             return
         if self.open:
             transport = self._transport
-            transport.write(frame)
+            try:
+                transport.write(frame)
+            except RuntimeError:  # uvloop: the connection was lost, and its reader has yet to notice
+                self.open = False
+                return
             self.written += len(frame)
             if transport.get_write_buffer_size() > self._bytes_max:
                 self._slow()

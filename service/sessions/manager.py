@@ -28,7 +28,7 @@ class SessionManager(Generic[S, G, R]):
     process, shared by them and fed by whoever hears the log.
 
     Initialised in the order sessions → groups → router, and shut down in reverse; each part is shut down even when
-    another fails, and the first failure is raised afterwards.
+    another fails, and what failed is raised afterwards, as a group.
     """
 
     def __init__(self, hub: HubName, sessions: S, groups: G, router: R, local: LocalSessions | None = None) -> None:

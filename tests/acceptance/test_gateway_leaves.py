@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers.processes import until
+from tests.servers.processes import PATIENCE_S, until
 from tests.servers.questions import Api
 from tests.servers.raw_signalr import RawClient
 from tests.servers.stock import StockClients, fence
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 OPTIONS = ()  # up restarts what ends
 SETTINGS = {"HUBLOG_DRAIN": "2"}
+RESTART_S = 60.0  # a gateway that stops, starts and is found by back-off, on a busy machine
 CHAT = Path(__file__).parents[2] / "examples" / "chat" / "chat.mjs"
 
 
@@ -30,7 +31,7 @@ async def test_clients_of_a_gateway_that_stops_come_back_on_their_own(
 ) -> None:
     leaving = served.entry("gateway", 1)
     ann = await clients.start("ann", gateways[0], hub)
-    bob = await clients.start("bob", gateways[1], hub, retry_ms=(0, *[250] * 80))
+    bob = await clients.start("bob", gateways[1], hub, retry_ms=(0, *[250] * 200))
     await bob.invoke("hub.join", "red")
     await fence(ann, ann, bob)
     (before,) = [node for node in await api.items("/v1/nodes") if node["url"] == gateways[1]]
@@ -43,7 +44,7 @@ async def test_clients_of_a_gateway_that_stops_come_back_on_their_own(
         assert close["allowReconnect"] is True
         await raw.end()
     await bob.meets("reconnecting")
-    await bob.meets("reconnected")
+    await bob.meets("reconnected", timeout_s=RESTART_S)
     assert [event for event, _ in bob.events] == ["reconnecting", "reconnected"]
     assert ann.events == [], "the other gateway's clients do not feel it"
 
@@ -75,10 +76,13 @@ class Chat:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n".encode())
 
-    async def shows(self, said: str | Callable[[str], bool]) -> None:
+    async def shows(self, said: str | Callable[[str], bool], *, timeout_s: float = PATIENCE_S) -> None:
         """Wait for a line: exactly this one, or one as described."""
         wanted = said.__eq__ if isinstance(said, str) else said
-        await until(lambda: any(wanted(line) for line in self.lines), what=f"{said}; there is {self.lines}")
+        try:
+            await until(lambda: any(wanted(line) for line in self.lines), timeout_s=timeout_s)
+        except AssertionError as exc:
+            raise AssertionError(f"never shown: {said}; there is {self.lines}") from exc
 
     async def leaves(self) -> int:
         """The end of its input; gives its exit status."""
@@ -130,7 +134,10 @@ async def test_the_example_chats_through_two_gateways_and_a_restart(
 
         os.kill(served.entry("gateway", 1).pid or 0, signal.SIGTERM)
         await ann.shows(lambda line: line.startswith("* connection lost (") and "shutdown: " in line)
-        await ann.shows(lambda line: line.startswith("* reconnected as session ") and line.endswith(", in side, lobby"))
+        await ann.shows(
+            lambda line: line.startswith("* reconnected as session ") and line.endswith(", in side, lobby"),
+            timeout_s=RESTART_S,
+        )
         bob.types("are you still there?")
         await ann.shows("[lobby] bob: are you still there?")
         ann.types("/leave lobby")

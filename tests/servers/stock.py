@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode
 
-from tests.servers.processes import until
+from tests.servers.processes import PATIENCE_S, until
 
 DRIVER = Path(__file__).parents[1] / "acceptance" / "clients" / "stock.mjs"
 ANSWER_TIMEOUT_S = 20.0
@@ -48,11 +48,12 @@ class StockClient:
     async def hears(self, target: str, *arguments: Any) -> None:
         """Wait for a call."""
         wanted = (target, list(arguments))
-        await until(lambda: wanted in self.heard, what=f"{self.name} hears {wanted}; heard {self.heard[-5:]}")
+        await until(lambda: wanted in self.heard, what=f"{self.name} hears {wanted}")
 
-    async def meets(self, event: str) -> str | None:
+    async def meets(self, event: str, *, timeout_s: float = PATIENCE_S) -> str | None:
         """Wait for an event; gives its error."""
-        await until(lambda: any(name == event for name, _ in self.events), what=f"{self.name} meets {event}")
+        met = f"{self.name} meets {event}"
+        await until(lambda: any(name == event for name, _ in self.events), what=met, timeout_s=timeout_s)
         return next(error for name, error in self.events if name == event)
 
     async def stop(self) -> None:
