@@ -36,6 +36,13 @@ Closing = Literal[
 Detaching = Literal["transport_error", "timeout", "node_lost", "slow_consumer", "hole", "draining"]
 
 
+class Rewind(msgspec.Struct, frozen=True):
+    """Messages beyond ``sequence`` may be missing for whoever resumes with a token up to ``generation``."""
+
+    sequence: int
+    generation: int
+
+
 class State(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """Everything that is true of a session after one of its events.
 
@@ -55,6 +62,7 @@ class State(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     detached_since_us: int | None = None
     groups: dict[str, int] = {}
     reason: str | None = None
+    rewind: Rewind | None = None
 
 
 INITIAL = State()
@@ -211,7 +219,10 @@ def evolve(state: State, event: Event, sequence: int, stored_at_us: int) -> Stat
                 detached_since_us=None,
             )
         case Detached():
-            return replace(state, status="detached", detached_since_us=stored_at_us)
+            rewind = state.rewind
+            if event.rewind is not None:
+                rewind = Rewind(event.rewind, state.generation)
+            return replace(state, status="detached", detached_since_us=stored_at_us, rewind=rewind)
         case Joined():
             return replace(state, groups={**state.groups, **dict.fromkeys(event.groups, sequence)})
         case Left():
@@ -220,6 +231,16 @@ def evolve(state: State, event: Event, sequence: int, stored_at_us: int) -> Stat
             return replace(state, status="closed", groups={}, reason=event.reason, detached_since_us=None)
         case Carried():
             return state
+
+
+def resume_from(state: State, generation: int, cursor: int) -> int:
+    """Where a resume with a token of ``generation`` begins: at its cursor, or where messages may be missing.
+
+    A newer token shows that the client had the answer of a resume that began there already.
+    """
+    if state.rewind is not None and generation <= state.rewind.generation:
+        return min(cursor, state.rewind.sequence)
+    return cursor
 
 
 def settle(event: Event, sequence: int, stored_at_us: int) -> State:

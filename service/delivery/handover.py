@@ -1,13 +1,14 @@
 """What a resumed session missed: read from the log, and joined to what is live without a gap or a repeat.
 
-From its ``attached`` on, the feed already gives a resumed session what is new; a :class:`Gate` keeps that back. Those who
-resume within a moment are collected, and their hub is read *once*, from the lowest cursor to the leader's last sequence H.
-``events.audience`` says who must be sent what. Then each gets its part, at the pace at which it reads, and behind it
-whatever the gate kept from beyond H.
+From its ``attached`` on, the feed already gives a resumed session what is new; a :class:`Gate` keeps that back. Those
+who resume within a moment are collected, and their hub is read *once*, from the lowest cursor to the leader's last
+sequence H. ``events.audience`` says who must be sent what. Then each gets its part, at the pace at which it reads, and
+behind it whatever the gate kept from beyond H.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Coroutine, Iterable
+from typing import Any
 
 import msgspec
 import structlog
@@ -39,18 +40,21 @@ class Gate:
         self._receiver = receiver
         self._frames: list[tuple[int, bytes]] = []
         self._size = 0
-        receiver.deliver = self._take
+        receiver.deliver = self._keep
 
-    def open(self, beyond: int) -> None:
-        """Deliver what was kept from beyond a sequence, and from now on directly."""
-        receiver = self._receiver
-        receiver.deliver = receiver.outbox.write
-        frames, self._frames = self._frames, []
-        for sequence, frame in frames:
-            if sequence > beyond:
-                receiver.outbox.write(frame)
+    def take(self, beyond: int = 0) -> list[bytes]:
+        """What was kept so far, from beyond a sequence."""
+        kept, self._frames, self._size = self._frames, [], 0
+        return [frame for sequence, frame in kept if sequence > beyond]
 
-    def _take(self, frame: bytes) -> None:
+    def open(self) -> None:
+        """Deliver what was kept, and from now on directly."""
+        outbox = self._receiver.outbox
+        self._receiver.deliver = outbox.write
+        for frame in self.take():
+            outbox.write(frame)
+
+    def _keep(self, frame: bytes) -> None:
         self._frames.append((self._receiver.delivered, frame))
         self._size += len(frame)
         if self._size > GATE_BYTES_MAX:
@@ -61,8 +65,8 @@ class Gate:
 class Resumer(msgspec.Struct, eq=False):
     """One resumed session that waits for what it missed.
 
-    ``cursor``: the last sequence that its client has. ``attached``: the sequence of its ``attached`` (or of the event that
-    already said so), and ``state`` the state there. ``lost`` is told when the log no longer has what was missed.
+    ``cursor``: the last sequence that its client has. ``attached``: the sequence of its ``attached``; ``state``: the
+    state there.
     """
 
     receiver: Receiver
@@ -70,7 +74,6 @@ class Resumer(msgspec.Struct, eq=False):
     cursor: int
     attached: int
     state: session.State
-    lost: Callable[[], None]
 
 
 class Handover:
@@ -110,17 +113,23 @@ class Handover:
 
     async def _hand_over(self, resumer: Resumer, frames: list[bytes], high: int) -> None:
         """Write at the pace of the reader: what waits stays within half of what an outbox may hold."""
-        outbox = resumer.receiver.outbox
-        for frame in frames:
-            while outbox.open and outbox.half_full:
-                await asyncio.sleep(PACE_S)
-            outbox.write(frame)
+        receiver, outbox = resumer.receiver, resumer.receiver.outbox
+        # Up to H this is the one to deliver, whatever the feed still brings of it.
+        receiver.delivered = max(receiver.delivered, high)
+        receiver.since = max(receiver.since, high)
         self.replayed += len(frames)
+        while True:
+            for frame in frames:
+                while outbox.open and outbox.half_full:  # noqa: ASYNC110  a transport has no event for "half empty"
+                    await asyncio.sleep(PACE_S)
+                outbox.write(frame)
+            frames = resumer.gate.take(beyond=high)
+            if not frames:
+                break
         self.resumed += 1
-        resumer.receiver.delivered = max(resumer.receiver.delivered, high)
-        resumer.gate.open(high)
+        resumer.gate.open()
 
-    def _start(self, running: "asyncio._CoroutineLike[None]") -> None:
+    def _start(self, running: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(running)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -133,19 +142,15 @@ class Handover:
         await dispatcher.feed.flush()
         high = await dispatcher.log.last_sequence(dispatcher.partition)
         first = await dispatcher.log.first_sequence(dispatcher.partition)
-        within = []
-        for resumer in resumers:
-            if resumer.cursor + 1 < first and resumer.cursor < high:
-                resumer.lost()
-            else:
-                within.append(resumer)
-        if not within:
-            return high, {}
-        low = min(resumer.cursor for resumer in within)
+        low = min(resumer.cursor for resumer in resumers)
+        if low + 1 < first:  # trimmed since the resume was granted: it cannot be made whole any more
+            for resumer in resumers:
+                if resumer.cursor + 1 < first:
+                    dispatcher.hole(resumer.receiver, resumer.cursor + 1)
+            resumers = [one for one in resumers if one.cursor + 1 >= first]
         self.reads += 1
-        return high, self._deal(
-            within, await self._read(HubSubjects(hub, dispatcher.log.partitions), within, low, high)
-        )
+        hub_subjects = HubSubjects(hub, dispatcher.log.partitions)
+        return high, self._deal(resumers, await self._read(hub_subjects, resumers, max(low, first - 1), high))
 
     async def _read(self, hub: HubSubjects, resumers: list[Resumer], low: int, high: int) -> list[Recorded]:
         log = self._dispatcher.log
@@ -177,7 +182,7 @@ class Handover:
     def _deal(self, resumers: list[Resumer], events: list[Recorded]) -> dict[Resumer, list[bytes]]:
         """Who must be sent what, in order."""
         lives = _lives(resumers, events)
-        by_session = {one.receiver.session: one for one in resumers}
+        by_session: dict[str, Resumer] = {one.receiver.session: one for one in resumers}
         by_user: dict[str, list[Resumer]] = {}
         by_group: dict[str, list[Resumer]] = {}
         for one in resumers:
@@ -222,8 +227,8 @@ class Handover:
 def _lives(resumers: list[Resumer], events: list[Recorded]) -> dict[Resumer, audience.Life]:
     """Each session's memberships as its own events tell them.
 
-    What began before the range is known from its end: it is in the state at the ``attached``, or in the ``left`` that ended
-    it, each with the sequence of its join.
+    What began before the range is known from its end: it is in the state at the ``attached``, or in the ``left`` that
+    ended it, each with the sequence of its join.
     """
     own: dict[str, list[tuple[int, session.Event]]] = {one.receiver.session: [] for one in resumers}
     for recorded in events:

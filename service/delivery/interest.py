@@ -24,10 +24,10 @@ Kind = Literal["log", "inbox", "group", "user", "all", "many"]
 class Receiver:
     """One local session, as delivery sees it.
 
-    ``delivered`` is the highest sequence that it was given; ``deliver`` takes a frame to it: the outbox, or a gate before
-    it. ``kind`` is the kind of wire (see ``feed.Encode``). It is in the audience from behind ``since``, the sequence of the
-    ``opened`` or ``attached`` that names its connection. ``on_event`` hears the session's own events in sequence;
-    ``on_hole`` is told when something was missed that can no longer be delivered in order.
+    ``delivered`` is the highest sequence that it was given; ``deliver`` takes a frame to it: the outbox, or a gate
+    before it. ``kind`` is the kind of wire (see ``feed.Encode``). It is in the audience from behind ``since``, the
+    sequence of the ``opened`` or ``attached`` that names its connection. ``on_event`` hears the session's own events in
+    sequence; ``on_hole`` is told when something was missed that can no longer be delivered in order.
     """
 
     __slots__ = (
@@ -200,7 +200,7 @@ class Interest:
         """``opened`` or ``attached`` came by. Returns the chains that the session now is in the audience of."""
         hub = receiver.hub
         assert hub is not None
-        receiver.since, receiver.live = sequence, True
+        receiver.since, receiver.live = max(receiver.since, sequence), True
         receiver.delivered = max(receiver.delivered, sequence)
         hub.expected -= 1
         chains = [hub.chains[hub.subjects.all()], hub.chains[hub.subjects.many()]]

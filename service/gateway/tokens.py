@@ -2,8 +2,7 @@
 
 Owns authenticated encryption of small values under the ring of ``HUBLOG_SECRETS`` (the first key seals, all open, so
 keys rotate without a moment in which tokens fail) and the content of a connection token. Nothing is remembered: any
-node with the ring opens what any other sealed. It refuses to know HTTP, and what resume tokens will hold: they share
-the ring under a purpose of their own.
+node with the ring opens what any other sealed. It refuses to know HTTP.
 """
 
 import os
@@ -24,6 +23,7 @@ KEYS_MAX = 8
 
 CONNECTION = "connection"
 """The purpose of connection tokens. A purpose is bound into the seal: a token for one opens for no other."""
+RESUME = "resume"
 CONNECTION_TTL_S = 120.0
 """Clients connect right after negotiating; the rest is slow networks."""
 CLOCK_SKEW_S = 60.0
@@ -116,4 +116,31 @@ def open_connection(ring: KeyRing, token: str, hub: HubName, now_s: float) -> Co
         raise BadToken("the token is for another hub")
     if not -CLOCK_SKEW_S <= now_s - grant.issued_at_s <= CONNECTION_TTL_S:
         raise BadToken("the token has expired")
+    return grant
+
+
+class ResumeGrant(msgspec.Struct, frozen=True, array_like=True):
+    """Which session a resume token may take over. ``generation`` tells the newest token from older ones."""
+
+    hub: HubName
+    session: str
+    user: str | None
+    epoch: str
+    generation: int
+
+
+def seal_resume(ring: KeyRing, grant: ResumeGrant) -> str:
+    """The ``resumeToken`` of a session."""
+    return ring.seal(RESUME, msgspec.json.encode(grant))
+
+
+def open_resume(ring: KeyRing, token: str, hub: HubName) -> ResumeGrant:
+    """The grant behind a resume token. Raises: BadToken."""
+    data = ring.open(RESUME, token)
+    try:
+        grant = msgspec.json.decode(data, type=ResumeGrant)
+    except msgspec.DecodeError as exc:
+        raise BadToken("the token holds something that this version does not read") from exc
+    if grant.hub != hub:
+        raise BadToken("the token is for another hub")
     return grant

@@ -50,10 +50,11 @@ class Known(msgspec.Struct, Generic[State], frozen=True):
 
 
 class Executed(msgspec.Struct, Generic[State], frozen=True):
-    """What is true after a command, and what it wrote (nothing, when it was so already)."""
+    """What is true after a command, what it wrote (nothing, when it was so already), and what it was decided on."""
 
     known: Known[State]
     events: tuple[codec.Event, ...]
+    before: Known[State]
 
 
 class SessionAggregate:
@@ -126,11 +127,11 @@ class CommandRunner(Generic[State, Command]):
             known = await self.load(subject)
             events = self._aggregate.decide(known.state, command)
         if not events:
-            return Executed(known, ())
+            return Executed(known, (), known)
         written = [self._author.write(event, actor=actor) for event in events]
         sequence = await self._log.append(subject, written, known.sequence)
         state = self._aggregate.after(events[-1], sequence, self._author.now_us())
-        return Executed(Known(state, sequence), events)
+        return Executed(Known(state, sequence), events, known)
 
     def _foresee(self, known: Known[State] | None, command: Command) -> tuple[codec.Event, ...]:
         """What the hint would lead to; ``()`` where only the leader can say."""

@@ -1,11 +1,12 @@
 """Which sessions there are."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
 from events import session
-from events.errors import SessionExists
+from events.errors import SessionClosed, SessionExists
 from events.ids import HubName, SessionId, parse_name
 from events.nesting import too_deep
 from events.subjects import HubSubjects
@@ -40,6 +41,16 @@ class NewSession(msgspec.Struct, frozen=True):
     @property
     def actor(self) -> str:
         return f"session:{self.session_id}"
+
+
+Expect = Callable[[KnownSession], None]
+
+
+class Attachment(msgspec.Struct, frozen=True):
+    """A session that was taken over: as it was ``before``, and as it is from the ``attached`` on."""
+
+    before: KnownSession
+    known: KnownSession
 
 
 class SessionRegistry(Protocol):
@@ -81,6 +92,25 @@ class SessionRegistry(Protocol):
         give up.
 
         Raises: SessionNotFound, Conflict (others changed it for 2 s; not with ``insist``).
+        """
+        ...
+
+    async def attach(self, session_id: SessionId, command: session.Attach, expect: Expect) -> Attachment:
+        """Take a session over with a resume token: the newest connection has it from the sequence that is answered.
+
+        ``expect(known)`` is called with the state before anything is written, so that what the session must receive
+        is heard beforehand. Repeated until the log answers; cancel it to give up.
+
+        Raises: SessionNotFound, SessionClosed (also as it is found expired), NotResumable, TokenStale.
+        """
+        ...
+
+    async def detach(self, session_id: SessionId, command: session.Detach) -> bool:
+        """The connection that the command names has ended; the session waits to be resumed.
+
+        False if that connection did not hold it any more. Repeated until the log answers; cancel it to give up.
+
+        Raises: SessionNotFound, NotResumable.
         """
         ...
 
@@ -173,6 +203,29 @@ class LogSessionRegistry:
         )
         if self._local.get(session_id) is not None:
             self._local.learn(session_id, executed.known)
+        return bool(executed.events)
+
+    async def attach(self, session_id: SessionId, command: session.Attach, expect: Expect) -> Attachment:
+        subject = self._subjects.session(session_id)
+        before = await self._runner.load(subject)
+        if before.state.status not in {"none", "closed"}:
+            expect(before)
+        executed = await self._runner.execute(
+            subject, command, actor=f"session:{session_id}", hint=lambda: before, insist=True
+        )
+        if executed.known.state.status == "closed":
+            raise SessionClosed("the session has expired")
+        self._local.learn(session_id, executed.known)
+        return Attachment(executed.before, executed.known)
+
+    async def detach(self, session_id: SessionId, command: session.Detach) -> bool:
+        executed = await self._runner.execute(
+            self._subjects.session(session_id),
+            command,
+            actor="system:gateway",
+            hint=lambda: self._local.get(session_id),
+            insist=True,
+        )
         return bool(executed.events)
 
     async def get(self, session_id: SessionId) -> KnownSession | None:
