@@ -70,6 +70,11 @@ class Receiver:
         self.groups: dict[str, int] = {}
         self.live = False
 
+    def expect_group(self, group: str) -> None:
+        """Hear a group that this session is about to join, while its connection is there."""
+        if self.hub is not None:
+            self.hub.expect_group(group)
+
 
 class Chain:
     """One literal subject. ``known``: everything on it up to this sequence was heard, or concerns nobody here.

@@ -50,6 +50,12 @@ class Outbox:
         for frame in (first, *waiting):
             self.write(frame)
 
+    def finish(self, last: bytes) -> None:
+        """Write the last word. What waits for an answer to the handshake is dropped: there will be no session."""
+        if self._corked is not None:
+            self._corked, self.written = None, 0
+        self.write(last)
+
     def check_age(self, now_s: float, age_max_s: float) -> None:
         """Notice a client that reads too slowly without ever filling the bound. Called about once a second."""
         if not self.open or self._corked is not None:

@@ -18,11 +18,13 @@ from events.errors import (
     HublogError,
     Internal,
     Kicked,
-    LogUnavailable,
+    LogOverloaded,
     NotAvailable,
     SessionExists,
+    SessionNotFound,
     ShuttingDown,
     SlowConsumer,
+    Unavailable,
 )
 from events.ids import HubName, SessionId
 from service.delivery.interest import Receiver
@@ -31,7 +33,7 @@ from service.gateway.context import GatewayContext
 from service.gateway.methods import METHODS, invoke
 from service.gateway.signalr import json_format
 from service.gateway.signalr.framing import text_frame
-from service.gateway.signalr.machine import HubMachine, Phase
+from service.gateway.signalr.machine import HubMachine
 from service.gateway.signalr.messages import (
     CloseReceived,
     HandshakeReceived,
@@ -45,6 +47,7 @@ from service.sessions.manager import Manager
 from service.sessions.registry import NewSession
 
 CALLS_AT_ONCE_MAX = 256  # calls of one connection that are on their way to the log; beyond it we stop reading
+CLOSINGS_MAX = 30_000  # sessions that wait to be closed, as while NATS is away; beyond it nobody new is taken
 
 _log = structlog.get_logger(__name__)
 
@@ -74,6 +77,7 @@ class Connection:
     """Serves one client from its handshake to its end. All methods run on the loop of the process."""
 
     __slots__ = (
+        "_busy",
         "_calls",
         "_ended",
         "_idle",
@@ -101,6 +105,7 @@ class Connection:
         self.session_id = SessionId("")
         self.written_seen = 0
         self._wire = wire
+        self._busy = False
         self._calls = 0
         self._idle: asyncio.Event | None = None
         self._ended = False
@@ -114,10 +119,14 @@ class Connection:
 
     async def receive(self, payload: bytes) -> None:
         """The payload of one text frame. What it asks for is done, in order, when this returns; invokes may go on."""
-        for incoming in self.machine.receive(payload, time.monotonic()):
-            await self._handle(incoming)
-            if self._ended:
-                return
+        self._busy = True
+        try:
+            for incoming in self.machine.receive(payload, time.monotonic()):
+                await self._handle(incoming)
+                if self._ended:
+                    return
+        finally:
+            self._busy = False
 
     async def _handle(self, incoming: Incoming) -> None:
         if isinstance(incoming, InvocationReceived):
@@ -125,7 +134,7 @@ class Connection:
         elif isinstance(incoming, Refusal):
             self.context.counters.refused += 1
             if incoming.fatal:
-                self.outbox.uncork(text_frame(incoming.reply))
+                self.outbox.finish(text_frame(incoming.reply))
                 self._end("transport_error")
             else:
                 self.outbox.write(text_frame(incoming.reply))
@@ -184,38 +193,57 @@ class Connection:
 
     async def _open(self) -> None:
         """The session is heard, then opened; the handshake is answered when the log has it."""
-        context, peer = self.context, self.peer
         try:
-            if peer.refusal is not None:
-                raise peer.refusal
-            if context.draining:
-                raise ShuttingDown("this node is going away")
-            manager = await context.hubs.manager(peer.hub)
+            manager = await self._admit()
             if self._ended:
                 return
-            session_id = context.author.new_session()
-            receiver = Receiver(session_id, peer.user, self.outbox, self._own_event, self._hole)
-            context.dispatcher(peer.hub).interest.expect(context.subjects(peer.hub), receiver)
-            self.receiver, self.session_id, self.manager = receiver, session_id, manager
-            opened = await manager.sessions.register(
-                NewSession(
-                    session_id=session_id,
-                    connection=self.id,
-                    node=context.node,
-                    incarnation=context.incarnation,
-                    user=peer.user,
-                    metadata=peer.metadata,
-                )
-            )
-            if not opened:
-                raise SessionExists("the session id is taken")
+            await self._register(manager)
+        except Unavailable as error:
+            self.end(error, None)  # nothing was written: nothing to close
+            return
         except HublogError as error:
             self.end(error, "transport_error")
             return
+        except Exception as exc:  # noqa: BLE001  a defect, of a manager of one's own perhaps: this client is told
+            _log.exception("session.not_opened", session_id=self.session_id)
+            self.end(Internal(f"the session was not opened: {type(exc).__name__}"), "transport_error")
+            return
         accepted = self.machine.accept(time.monotonic())
         if accepted and not self._ended:
-            context.counters.opened += 1
+            self.context.counters.opened += 1
             self.outbox.uncork(text_frame(accepted))
+
+    async def _admit(self) -> Manager:
+        """The manager of the hub, for somebody who may open a session now."""
+        context, peer = self.context, self.peer
+        if peer.refusal is not None:
+            raise peer.refusal
+        if context.draining:
+            raise ShuttingDown("this node is going away")
+        if len(context.closings) >= CLOSINGS_MAX:
+            raise LogOverloaded("too many sessions wait to be closed")
+        return await context.hubs.manager(peer.hub)
+
+    async def _register(self, manager: Manager) -> None:
+        context, peer = self.context, self.peer
+        self.manager, self.session_id = manager, context.author.new_session()
+        self.receiver = Receiver(self.session_id, peer.user, self.outbox, self._own_event, self._hole)
+        context.dispatcher(peer.hub).interest.expect(context.subjects(peer.hub), self.receiver)
+        opened = await manager.sessions.register(
+            NewSession(
+                session_id=self.session_id,
+                connection=self.id,
+                node=context.node,
+                incarnation=context.incarnation,
+                user=peer.user,
+                metadata=peer.metadata,
+            )
+        )
+        if self._ended:
+            # It was kicked before we heard that it is open, and registering has made it known here again.
+            manager.local.forget(self.session_id)
+        if not opened:
+            raise SessionExists("the session id is taken")
 
     def _own_event(self, event: session.Event, state: session.State, sequence: int) -> None:
         """One of the session's own events came by in the feed."""
@@ -236,13 +264,15 @@ class Connection:
         if self.outbox.written != self.written_seen:
             self.written_seen = self.outbox.written
             self.machine.sent(now_s)
+        if self._busy:
+            self.machine.last_received_s = now_s  # it may well speak: we do not listen, we wait for the log
         due = self.machine.tick(now_s)
         if isinstance(due, PingDue):
             self.outbox.write(text_frame(due.reply))
             self.machine.sent(now_s)
         elif due is not None:
             self.context.counters.timeouts += 1
-            self.outbox.uncork(text_frame(due.reply))
+            self.outbox.finish(text_frame(due.reply))
             self._end("timeout" if isinstance(due.error, ClientTimeout) else "transport_error")
         self.outbox.check_age(now_s, self.context.outbox_age_s)
 
@@ -252,13 +282,9 @@ class Connection:
         """Say why and close the connection. ``reason`` is what the session is closed as (None: it is closed)."""
         if self._ended:
             return
-        opening = self.machine.phase in {Phase.HANDSHAKE, Phase.OPENING}
         said = self.machine.end(error, allow_reconnect=allow_reconnect)
         if said:
-            if opening:
-                self.outbox.uncork(text_frame(said))
-            else:
-                self.outbox.write(text_frame(said))
+            self.outbox.finish(text_frame(said))
         self._end(reason)
 
     def lost(self) -> None:
@@ -287,10 +313,12 @@ class Connection:
                 await manager.sessions.unregister(
                     self.session_id, self._reason, actor="system:gateway", connection=self.id, insist=True
                 )
-        except HublogError as error:
-            # Never opened (the append was refused), or damaged beyond what waiting can mend.
-            if not isinstance(error, LogUnavailable) and error.code != "session_not_found":
-                _log.error("session.not_closed", session_id=self.session_id, code=error.code)
+        except SessionNotFound:
+            pass  # never opened: the append was refused
+        except HublogError as error:  # damaged beyond what waiting can mend
+            _log.error("session.not_closed", session_id=self.session_id, code=error.code)
+        except Exception:  # noqa: BLE001  a defect; the process goes on
+            _log.exception("session.not_closed", session_id=self.session_id)
         finally:
             manager.local.forget(self.session_id)
             self.context.counters.closed += 1
@@ -315,8 +343,8 @@ class Connection:
 
 def refused_options(query: dict[str, str]) -> HublogError | None:
     """What a client asks for when connecting that does not exist yet."""
-    if query.get("resume"):
+    if "resume" in query:
         return NotAvailable("resuming a session is not available")
-    if query.get("resumable", "0") not in {"0", "false", ""}:
+    if query.get("resumable", "0") not in {"0", "false"}:
         return NotAvailable("resumable sessions are not available")
     return None

@@ -23,6 +23,7 @@ from events.errors import (
     NotFound,
     OriginRefused,
     Restarting,
+    ShuttingDown,
 )
 from events.ids import UserId, parse_hub, parse_name
 from events.nesting import NESTING_MAX, too_deep
@@ -49,6 +50,7 @@ class GatewayServer:
         self.context = context
         self.connections: dict[str, Connection] = {}
         self._ring = ring
+        self._in_use: set[str] = set()  # negotiated connections, from before the upgrade is answered to their end
         self._origins = frozenset(allowed_origins)
 
     def app(self) -> web.Application:
@@ -66,6 +68,8 @@ class GatewayServer:
             peer = self._peer(request)
             if peer.refusal is not None:
                 raise peer.refusal
+            if self.context.draining:
+                raise ShuttingDown("this node is going away")
             version = negotiate.version_of(request.query.get("negotiateVersion"))
             grant = tokens.ConnectionGrant(peer.hub, peer.connection, time.time(), _user(peer), peer.metadata)
             body = negotiate.answer(version, peer.connection, tokens.seal_connection(self._ring, grant))
@@ -89,14 +93,20 @@ class GatewayServer:
         if request.headers.get(hdrs.UPGRADE, "").lower() != "websocket":
             raise InvalidQuery("only WebSockets are served here: the Upgrade header is missing")
         token = request.query.get("id")
-        peer = self._peer(request) if token is None else self._negotiated(request, token)
-        return await websocket.serve(request, self.context, peer, self.connections)
+        if token is None:
+            return await websocket.serve(request, self.context, self._peer(request), self.connections)
+        peer = self._negotiated(request, token)
+        self._in_use.add(peer.connection)
+        try:
+            return await websocket.serve(request, self.context, peer, self.connections)
+        finally:
+            self._in_use.discard(peer.connection)
 
     def _negotiated(self, request: web.Request, token: str) -> Peer:
         """Raises: BadToken, ConnectionInUse."""
         hub = parse_hub(request.match_info["hub"])
         grant = tokens.open_connection(self._ring, token, hub, time.time())
-        if grant.connection in self.connections:
+        if grant.connection in self._in_use:
             raise ConnectionInUse("the connection token is in use")
         return Peer(hub, grant.connection, grant.user, grant.metadata, refused_options(dict(request.query)))
 
@@ -121,8 +131,7 @@ class GatewayServer:
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is None:
             return {}
-        own = urlsplit(origin).netloc == request.host
-        if not own and "*" not in self._origins and origin not in self._origins:
+        if not _same_host(origin, request.host) and "*" not in self._origins and origin not in self._origins:
             raise OriginRefused(f"pages of {origin[:128]} may not connect")
         return {
             hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: origin,
@@ -141,7 +150,7 @@ class GatewayServer:
                 now_s = time.monotonic()
                 for connection in connections[start : start + share]:
                     if not connection.ended:
-                        connection.tick(now_s)
+                        _tick(connection, now_s)
                 await asyncio.sleep(TICK_S / TICK_SLICES)
 
     async def drain(self, drain_s: float) -> None:
@@ -157,6 +166,21 @@ class GatewayServer:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311  jitter is no secret
         given_up = await self.context.closings.finish(max(drain_s / 2, CLOSINGS_GRACE_S))
         _log.info("gateway.drained", connections=len(connections), sessions_left_open=given_up)
+
+
+def _tick(connection: Connection, now_s: float) -> None:
+    try:
+        connection.tick(now_s)
+    except Exception:  # noqa: BLE001  a defect ends its own connection, not everybody's timers
+        _log.exception("connection.tick_failed", session_id=connection.session_id)
+        connection.outbox.abort()
+
+
+def _same_host(origin: str, host: str) -> bool:
+    try:
+        return urlsplit(origin).netloc == host
+    except ValueError:
+        return False
 
 
 def _user(peer: Peer) -> UserId | None:

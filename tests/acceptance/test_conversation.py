@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.servers.questions import Api
-from tests.servers.raw_signalr import RawClient
+from tests.servers.raw_signalr import HANDSHAKE, RawClient
 from tests.servers.stock import CallError, StockClient, StockClients, fence
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -402,6 +402,26 @@ async def test_arguments_stay_byte_for_byte_from_socket_to_socket_api_and_log(
     last = (await api.items("events", type="invocation.requested", min_position=position))[-1]
     assert (last["position"], last["actor"]) == (position, "user:root")
     assert b'"arguments":' + ODD.encode() in (await api.raw("GET", f"invocations/{last['id']}"))[1]
+
+
+async def test_messages_may_share_a_frame_and_be_split_over_several(gateways: tuple[str, str], hub: str) -> None:
+    def call(number: int) -> bytes:
+        arguments = b'[{"to":"caller"},"say",[%d]]' % number
+        return b'{"type":1,"invocationId":"%d","target":"hub.invoke","arguments":%s}\x1e' % (number, arguments)
+
+    async with RawClient(gateways[0], hub, handshake=None) as client:
+        client.send(HANDSHAKE + call(1) + call(2) + call(3)[:40])
+        client.send(call(3)[40:50])
+        client.send(b"")
+        client.send(call(3)[50:] + b'{"type":6}\x1e' + call(4))
+        client.send(call(5)[:-1])
+        client.send(call(5)[-1:])
+        await client.record(containing=b'"arguments":[5]')
+        await client.record(containing=b'{"type":3,"invocationId":"5",')
+        assert sum(b'"type":3' in record for record in client.records) == 5
+        assert client.records[0] == b"{}"
+        heard = [json.loads(record)["arguments"] for record in client.records if b'"target":"say"' in record]
+        assert heard == [[1], [2], [3], [4], [5]]
 
 
 async def test_the_api_calls_clients_too(clients: StockClients, gateways: tuple[str, str], hub: str, api: Api) -> None:

@@ -1,7 +1,7 @@
 """A log in memory with gates, one gateway over it on a real port, and what tests ask of both."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -140,3 +140,6 @@ async def until(condition: Callable[[], bool], what: str, found: Callable[[], ob
                 await asyncio.sleep(0.002)
     except TimeoutError:
         raise AssertionError(f"waited in vain for {what} {found()}") from None
+
+
+MakeNode = Callable[..., Awaitable[Node]]

@@ -57,7 +57,7 @@ async def submit(caller: Caller, call: InvocationReceived) -> None:
     caller.call_started()
     try:
         first = manager.router.submit(request, answer)
-    except HublogError:
+    except Exception:
         caller.call_answered()
         raise
     if first is not None:

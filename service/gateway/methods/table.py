@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from events import session
 from events.errors import InvalidArguments, MethodNotFound, NotAvailable, SessionClosed
 from events.ids import Position, SessionId, parse_name
 from service.gateway.methods.caller import Caller
@@ -58,13 +59,13 @@ async def hub_session(caller: Caller, raw: bytes) -> bytes:
 
 
 async def hub_join(caller: Caller, raw: bytes) -> bytes:
-    groups = _groups(raw)
-    receiver = caller.receiver
-    for group in groups:
-        parse_name(group, "group")
-        if receiver is not None and receiver.hub is not None:
-            # Heard before the append, so that nothing behind the `joined` can be missed.
-            receiver.hub.expect_group(group)
+    groups = [parse_name(group, "group") for group in dict.fromkeys(_groups(raw))]
+    known = _manager(caller).local.get(caller.session_id)
+    held = known.state.groups.keys() if known is not None else set()
+    if caller.receiver is not None and len(held | set(groups)) <= session.GROUPS_MAX:
+        # Heard before the append, so that nothing behind the `joined` can be missed; but not for what is refused.
+        for group in groups:
+            caller.receiver.expect_group(group)
     return _membership(caller, await _manager(caller).groups.add(caller.session_id, *groups))
 
 

@@ -24,6 +24,7 @@ class WebSocketWire:
         self._transport = transport
         self._socket = socket
         self._closing: asyncio.Task[bool] | None = None
+        self._cut: asyncio.TimerHandle | None = None
 
     @property
     def transport(self) -> asyncio.WriteTransport:
@@ -33,12 +34,14 @@ class WebSocketWire:
         if self._closing is None and not self._socket.closed and not self._transport.is_closing():
             self._closing = asyncio.ensure_future(self._socket.close())
             # A client that does not read would keep the closing frame, and us, waiting for ever.
-            asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S * 2, self._transport.abort)
+            self._cut = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S * 2, self._transport.abort)
 
     async def closed(self) -> None:
         """Wait until a closing that was begun here is over."""
         if self._closing is not None:
             await self._closing
+        if self._cut is not None and self._transport.is_closing():
+            self._cut.cancel()
 
 
 async def serve(

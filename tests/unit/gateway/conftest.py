@@ -5,7 +5,7 @@ The two event loops differ where a transport is gone, and that is where connecti
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 
 import pytest
@@ -24,14 +24,11 @@ from service.gateway.tokens import KeyRing
 from service.log.author import Author
 from service.sessions.hubs import Factory, Hubs
 from service.sessions.manager import session_manager
-from tests.servers.gateway import GatedLog, Node
+from tests.servers.gateway import GatedLog, MakeNode, Node
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"uvloop": uvloop.new_event_loop}
-
-
-MakeNode = Callable[..., Awaitable[Node]]
 
 
 @pytest.fixture
