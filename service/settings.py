@@ -261,6 +261,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "How long a repeated idempotency key meets its first call. Costs memory in NATS by rate times window.",
         ),
     ] = 120
+    session_ttl_s: Annotated[
+        float,
+        Variable(
+            "SESSION_TTL",
+            _seconds(1, 30 * DAY_S),
+            "How long a resumable session waits, detached, to be resumed; then it is closed as `expired`.",
+            shown="30m",
+        ),
+    ] = 1800.0
     message_bytes_max: Annotated[
         int, Variable("MESSAGE_BYTES_MAX", _size(1024, 512 * 1024), "The largest message that a client may send.")
     ] = 32_768

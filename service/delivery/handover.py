@@ -34,12 +34,13 @@ _log = structlog.get_logger(__name__)
 class Gate:
     """Keeps back what is delivered to one receiver, in order, until it may go out."""
 
-    __slots__ = ("_frames", "_receiver", "_size")
+    __slots__ = ("_frames", "_receiver", "_size", "is_open")
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
         self._frames: list[tuple[int, bytes]] = []
         self._size = 0
+        self.is_open = False
         receiver.deliver = self._keep
 
     def take(self, beyond: int = 0) -> list[bytes]:
@@ -51,6 +52,7 @@ class Gate:
         """Deliver what was kept, and from now on directly."""
         outbox = self._receiver.outbox
         self._receiver.deliver = outbox.write
+        self.is_open = True
         for frame in self.take():
             outbox.write(frame)
 

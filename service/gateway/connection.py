@@ -6,6 +6,7 @@ payloads of text frames, a way to write, and a way to close.
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -13,13 +14,17 @@ import structlog
 
 from events import session
 from events.errors import (
+    BadToken,
     ClientTimeout,
     Hole,
     HublogError,
     Internal,
+    InvalidQuery,
     Kicked,
     LogOverloaded,
-    NotAvailable,
+    Refused,
+    Replaced,
+    Restarting,
     SessionExists,
     SessionNotFound,
     ShuttingDown,
@@ -27,10 +32,12 @@ from events.errors import (
     Unavailable,
 )
 from events.ids import HubName, SessionId
+from service.delivery.handover import Gate, Resumer
 from service.delivery.interest import Receiver
 from service.delivery.outbox import Outbox
 from service.gateway.context import GatewayContext
 from service.gateway.methods import METHODS, invoke
+from service.gateway.resume import Standing, take_over
 from service.gateway.signalr import json_format
 from service.gateway.signalr.framing import text_frame
 from service.gateway.signalr.machine import HubMachine
@@ -47,6 +54,13 @@ from service.sessions.manager import Manager
 from service.sessions.registry import NewSession
 
 CALLS_AT_ONCE_MAX = 256  # calls of one connection that are on their way to the log; beyond it we stop reading
+# What ends a connection detaches a resumable session under the same name, but for:
+DETACHING: dict[str, session.Detaching] = {
+    "timeout": "timeout",
+    "slow_consumer": "slow_consumer",
+    "hole": "hole",
+    "shutdown": "draining",
+}
 CLOSINGS_MAX = 30_000  # sessions that wait to be closed, as while NATS is away; beyond it nobody new is taken
 
 _log = structlog.get_logger(__name__)
@@ -63,27 +77,42 @@ class Wire(Protocol):
         ...
 
 
+class WireOptions(msgspec.Struct, frozen=True):
+    """How a client wants to be served. ``kind``: 0 plain, 1 positions as a last argument, 2 as ``hub.cursor`` notices.
+
+    ``token`` and ``cursor``: which session it wants to go on with, and what of it it has.
+    """
+
+    resumable: bool = False
+    kind: int = 0
+    token: str | None = None
+    cursor: str = ""
+
+
 class Peer(msgspec.Struct, frozen=True):
-    """Who connects, as the request says. ``refusal``: why the handshake will be refused."""
+    """Who connects, as the request says, and how it wants to be served."""
 
     hub: HubName
     connection: str
     user: str | None = None
     metadata: msgspec.Raw = msgspec.Raw(b"null")
-    refusal: HublogError | None = None
+    wire: WireOptions = WireOptions()
 
 
 class Connection:
     """Serves one client from its handshake to its end. All methods run on the loop of the process."""
 
     __slots__ = (
+        "_attached",
         "_busy",
         "_calls",
         "_ended",
         "_idle",
         "_reason",
+        "_rewind",
         "_wire",
         "context",
+        "gate",
         "id",
         "machine",
         "manager",
@@ -91,6 +120,7 @@ class Connection:
         "peer",
         "receiver",
         "session_id",
+        "standing",
         "written_seen",
     )
 
@@ -110,10 +140,18 @@ class Connection:
         self._idle: asyncio.Event | None = None
         self._ended = False
         self._reason: session.Closing | None = "transport_error"
+        self._attached = False
+        self._rewind: int | None = None
+        self.standing = Standing()
+        self.gate: Gate | None = None
 
     @property
     def user(self) -> str | None:
-        return self.peer.user
+        return self.receiver.user if self.receiver is not None else self.peer.user
+
+    @property
+    def resumable(self) -> bool:
+        return self.peer.wire.resumable
 
     # ---------------------------------------------------------------- what comes in
 
@@ -197,7 +235,9 @@ class Connection:
             manager = await self._admit()
             if self._ended:
                 return
-            await self._register(manager)
+            resumer = await self._resume(manager) if self.peer.wire.token is not None else None
+            if resumer is None and not self._ended:
+                await self._register(manager)
         except Unavailable as error:
             self.end(error, None)  # nothing was written: nothing to close
             return
@@ -212,12 +252,62 @@ class Connection:
         if accepted and not self._ended:
             self.context.counters.opened += 1
             self.outbox.uncork(text_frame(accepted))
+            if resumer is not None:
+                self.context.handover(self.peer.hub).begin(self.peer.hub, resumer)
+            elif self.standing.code is not None:
+                self.begin_delivery()
+
+    async def _resume(self, manager: Manager) -> Resumer | None:
+        """Go on with the session that the client names; None where that is refused: it gets a new one, and is told."""
+        wire = self.peer.wire
+        assert wire.token is not None
+        try:
+            return await self.take_over(manager, wire.token, wire.cursor)
+        except (Refused, BadToken) as error:
+            self.context.counters.resumes_refused += 1
+            _log.info("resume.refused", connection=self.id, code=error.code)
+            self.standing = Standing(resync="lost", code=error.code)
+            return None
+
+    async def take_over(self, manager: Manager, token: str, cursor: str) -> Resumer:
+        """Make another session this connection's; what it had before is closed as superseded.
+
+        Raises: BadToken, Refused (and nothing has changed), Unavailable.
+        """
+        receiver = self._receiver(SessionId(""), None)
+        taken = await take_over(self.context, manager, receiver, token, cursor, self.peer.user)
+        if self._ended:
+            self.context.dispatcher(self.peer.hub).interest.release(receiver)
+            self.session_id, self.manager, self._reason = receiver.session, manager, self._reason or "transport_error"
+            self.context.closings.start(self._close_session(manager))
+            return taken.resumer
+        if self.receiver is not None:
+            self.context.dispatcher(self.peer.hub).interest.release(self.receiver)
+            self.context.closings.start(self._supersede(manager, self.session_id))
+        self.receiver, self.session_id, self.manager = receiver, receiver.session, manager
+        self.standing, self.gate = taken.standing, taken.resumer.gate
+        self.context.counters.resumed += 1
+        return taken.resumer
+
+    async def _supersede(self, manager: Manager, session_id: SessionId) -> None:
+        try:
+            await manager.sessions.unregister(
+                session_id, "superseded", actor="system:gateway", connection=self.id, insist=True
+            )
+        finally:
+            manager.local.forget(session_id)
+
+    def begin_delivery(self) -> None:
+        """A resumable connection has asked who it is: what was kept since its session opened goes out."""
+        if self.gate is not None and not self.standing.resumed and not self.gate.is_open:
+            self.gate.open()
+
+    def _receiver(self, session_id: SessionId, user: str | None) -> Receiver:
+        return Receiver(session_id, self.id, user, self.outbox, self._own_event, self._hole, self.peer.wire.kind)
 
     async def _admit(self) -> Manager:
         """The manager of the hub, for somebody who may open a session now."""
         context, peer = self.context, self.peer
-        if peer.refusal is not None:
-            raise peer.refusal
         if context.draining:
             raise ShuttingDown("this node is going away")
         if len(context.closings) >= CLOSINGS_MAX:
@@ -227,7 +317,9 @@ class Connection:
     async def _register(self, manager: Manager) -> None:
         context, peer = self.context, self.peer
         self.manager, self.session_id = manager, context.author.new_session()
-        self.receiver = Receiver(self.session_id, peer.user, self.outbox, self._own_event, self._hole)
+        self.receiver = self._receiver(self.session_id, peer.user)
+        if self.resumable:
+            self.gate = Gate(self.receiver)
         context.dispatcher(peer.hub).interest.expect(context.subjects(peer.hub), self.receiver)
         opened = await manager.sessions.register(
             NewSession(
@@ -237,6 +329,7 @@ class Connection:
                 incarnation=context.incarnation,
                 user=peer.user,
                 metadata=peer.metadata,
+                resumable=self.resumable,
             )
         )
         if self._ended:
@@ -247,11 +340,23 @@ class Connection:
 
     def _own_event(self, event: session.Event, state: session.State, sequence: int) -> None:
         """One of the session's own events came by in the feed."""
+        if state.status == "active" and state.connection == self.id:
+            self._attached = True
+        if self._ended:
+            return
         if self.manager is not None:
             self.manager.local.learn(self.session_id, Known(state, sequence))
-        if isinstance(event, session.Closed) and not self._ended:
-            self._reason = None  # already closed: nothing to append
-            self.end(Kicked(f"the session was closed: {event.reason}"), None)
+        if isinstance(event, session.Closed):
+            self._gone(Kicked(f"the session was closed: {event.reason}"))
+        elif self._attached and state.connection != self.id:
+            self._gone(Replaced("another connection resumed the session"))
+        elif self._attached and state.status == "detached":
+            self._gone(Restarting("the session was detached from this connection"))
+
+    def _gone(self, error: HublogError) -> None:
+        """The session is not this connection's any more: there is nothing to append."""
+        self._reason = None
+        self.end(error, None)
 
     # ---------------------------------------------------------------- the end
 
@@ -309,7 +414,9 @@ class Connection:
     async def _close_session(self, manager: Manager) -> None:
         """Append the end of the session, until the log answers; only while this connection holds it."""
         try:
-            if self._reason is not None:
+            if self._reason is not None and self._reason != "client" and self.resumable:
+                await manager.sessions.detach(self.session_id, self._detachment(self._reason))
+            elif self._reason is not None:
                 await manager.sessions.unregister(
                     self.session_id, self._reason, actor="system:gateway", connection=self.id, insist=True
                 )
@@ -322,6 +429,12 @@ class Connection:
         finally:
             manager.local.forget(self.session_id)
             self.context.counters.closed += 1
+
+    def _detachment(self, reason: session.Closing) -> session.Detach:
+        silent_us = int((time.monotonic() - self.machine.last_received_s) * 1e6)
+        return session.Detach(
+            self.id, DETACHING.get(reason, "transport_error"), self.context.author.now_us() - silent_us, self._rewind
+        )
 
     def _slow(self) -> None:
         """The client does not read. A Close would wait behind everything else: the connection is cut instead."""
@@ -338,13 +451,17 @@ class Connection:
         if self._ended:
             return
         _log.warning("connection.hole", session_id=self.session_id, sequence=sequence)
+        self._rewind = sequence - 1
         self.end(Hole("a message can no longer be delivered in order"), "hole", allow_reconnect=True)
 
 
-def refused_options(query: dict[str, str]) -> HublogError | None:
-    """What a client asks for when connecting that does not exist yet."""
-    if "resume" in query:
-        return NotAvailable("resuming a session is not available")
-    if query.get("resumable", "0") not in {"0", "false"}:
-        return NotAvailable("resumable sessions are not available")
-    return None
+def wire_options(query: Mapping[str, str]) -> WireOptions:
+    """What a client asks for when connecting. Raises: InvalidQuery."""
+    asked = query.get("resumable", "0")
+    kind = {"0": 0, "false": 0, "1": 1, "true": 1, "notice": 2}.get(asked)
+    if kind is None:
+        raise InvalidQuery(f"resumable is {asked[:32]!r}, not 1 or notice")
+    token = query.get("resume")
+    if token is not None and kind == 0:
+        raise InvalidQuery("resume goes with resumable=1 or resumable=notice")
+    return WireOptions(kind > 0, kind, token, query.get("cursor", ""))

@@ -7,7 +7,9 @@ from typing import Any
 from events.ids import HubName
 from events.subjects import HubSubjects
 from service.delivery.feed import Dispatcher
+from service.delivery.handover import Handover
 from service.gateway.signalr.machine import Limits
+from service.gateway.tokens import KeyRing
 from service.log.author import Author
 from service.sessions.hubs import Hubs
 
@@ -15,12 +17,14 @@ from service.sessions.hubs import Hubs
 class Counters:
     """Plain ints, exported by observable instruments."""
 
-    __slots__ = ("closed", "failed_calls", "opened", "refused", "slow", "timeouts")
+    __slots__ = ("closed", "failed_calls", "opened", "refused", "resumed", "resumes_refused", "slow", "timeouts")
 
     def __init__(self) -> None:
         self.opened = 0
         self.closed = 0
         self.refused = 0
+        self.resumed = 0
+        self.resumes_refused = 0
         self.failed_calls = 0
         self.timeouts = 0
         self.slow = 0
@@ -64,6 +68,8 @@ class GatewayContext:
         limits: Limits,
         outbox_bytes_max: int,
         outbox_age_s: float,
+        ring: KeyRing,
+        session_ttl_us: int,
     ) -> None:
         self.node = node
         self.incarnation = incarnation
@@ -73,12 +79,18 @@ class GatewayContext:
         self.limits = limits
         self.outbox_bytes_max = outbox_bytes_max
         self.outbox_age_s = outbox_age_s
+        self.ring = ring
+        self.session_ttl_us = session_ttl_us
+        self.handovers = [Handover(dispatcher) for dispatcher in dispatchers]
         self.counters = Counters()
         self.closings = Closings()
         self.draining = False
 
     def subjects(self, hub: HubName) -> HubSubjects:
         return HubSubjects(hub, len(self.dispatchers))
+
+    def handover(self, hub: HubName) -> Handover:
+        return self.handovers[self.subjects(hub).partition]
 
     def dispatcher(self, hub: HubName) -> Dispatcher:
         return self.dispatchers[self.subjects(hub).partition]

@@ -29,7 +29,7 @@ from events.ids import UserId, parse_hub, parse_name
 from events.nesting import NESTING_MAX, too_deep
 from service import problems
 from service.gateway import negotiate, tokens
-from service.gateway.connection import Connection, Peer, refused_options
+from service.gateway.connection import Connection, Peer, wire_options
 from service.gateway.context import GatewayContext
 from service.gateway.transports import websocket
 
@@ -46,10 +46,9 @@ _JSON = "application/json"
 class GatewayServer:
     """Negotiation and WebSockets of one process."""
 
-    def __init__(self, context: GatewayContext, ring: tokens.KeyRing, allowed_origins: tuple[str, ...]) -> None:
+    def __init__(self, context: GatewayContext, allowed_origins: tuple[str, ...]) -> None:
         self.context = context
         self.connections: dict[str, Connection] = {}
-        self._ring = ring
         self._in_use: set[str] = set()  # negotiated connections, from before the upgrade is answered to their end
         self._origins = frozenset(allowed_origins)
 
@@ -66,13 +65,11 @@ class GatewayServer:
         headers = self._cors(request)
         try:
             peer = self._peer(request)
-            if peer.refusal is not None:
-                raise peer.refusal
             if self.context.draining:
                 raise ShuttingDown("this node is going away")
             version = negotiate.version_of(request.query.get("negotiateVersion"))
             grant = tokens.ConnectionGrant(peer.hub, peer.connection, time.time(), _user(peer), peer.metadata)
-            body = negotiate.answer(version, peer.connection, tokens.seal_connection(self._ring, grant))
+            body = negotiate.answer(version, peer.connection, tokens.seal_connection(self.context.ring, grant))
         except HublogError as error:
             # Stock clients read the reason from a 200.
             body = negotiate.refusal(error)
@@ -105,10 +102,10 @@ class GatewayServer:
     def _negotiated(self, request: web.Request, token: str) -> Peer:
         """Raises: BadToken, ConnectionInUse."""
         hub = parse_hub(request.match_info["hub"])
-        grant = tokens.open_connection(self._ring, token, hub, time.time())
+        grant = tokens.open_connection(self.context.ring, token, hub, time.time())
         if grant.connection in self._in_use:
             raise ConnectionInUse("the connection token is in use")
-        return Peer(hub, grant.connection, grant.user, grant.metadata, refused_options(dict(request.query)))
+        return Peer(hub, grant.connection, grant.user, grant.metadata, wire_options(request.query))
 
     def _peer(self, request: web.Request) -> Peer:
         """Who connects, where nothing was negotiated. Raises: InvalidName, InvalidQuery."""
@@ -120,7 +117,7 @@ class GatewayServer:
             self.context.author.new_session(),  # 16 random bytes serve connections as well
             parse_name(user, "user") if user is not None else None,
             _metadata(query.get("meta")),
-            refused_options(dict(query)),
+            wire_options(query),
         )
 
     def _cors(self, request: web.Request) -> dict[str, str]:

@@ -13,9 +13,8 @@ from service.admin import serving
 from service.delivery import repair
 from service.delivery.feed import Dispatcher
 from service.gateway.context import GatewayContext
+from service.gateway.kinds import encode
 from service.gateway.server import GatewayServer
-from service.gateway.signalr import json_format
-from service.gateway.signalr.framing import text_frame
 from service.gateway.signalr.machine import Limits
 from service.gateway.tokens import KeyRing
 from service.log.author import Author
@@ -42,7 +41,8 @@ async def run(settings: Settings, index: int) -> None:
         author = Author()
         hubs = Hubs(log, manager_factory(settings, log, author, view))
         lease = Lease(node, version("hublog-service"), f"http://{settings.host}:{port}", log, log, author)
-        dispatchers = [Dispatcher(number, log, log, _encode) for number in range(log.partitions)]
+        assert settings.secrets is not None
+        dispatchers = [Dispatcher(number, log, log, encode) for number in range(log.partitions)]
         context = GatewayContext(
             node=node,
             incarnation=lease.incarnation,
@@ -57,9 +57,10 @@ async def run(settings: Settings, index: int) -> None:
             ),
             outbox_bytes_max=settings.outbox_bytes_max,
             outbox_age_s=settings.outbox_age_s,
+            ring=KeyRing.parse(settings.secrets.reveal()),
+            session_ttl_us=int(settings.session_ttl_s * 1e6),
         )
-        assert settings.secrets is not None
-        server = GatewayServer(context, KeyRing.parse(settings.secrets.reveal()), settings.allowed_origins)
+        server = GatewayServer(context, settings.allowed_origins)
         checks = {"nats": nats_check(log)}
         async with (
             operable(settings, "gateway", node, offset=index, told_to_stop=told_to_stop, checks=checks) as metrics,
@@ -103,11 +104,6 @@ async def _say_goodbye(lease: Lease) -> None:
         await lease.drain()
     except HublogError as error:
         _log.warning("node.left_silently", node=lease.node, code=error.code)
-
-
-def _encode(target: str, arguments: bytes) -> bytes:
-    """One event as one frame: the same bytes for every connection."""
-    return text_frame(json_format.invocation(target, arguments))
 
 
 def _measure(metrics: Metrics, server: GatewayServer, dispatchers: list[Dispatcher]) -> None:

@@ -4,8 +4,10 @@ from typing import Protocol
 
 from events.errors import HublogError
 from events.ids import SessionId
+from service.delivery.handover import Gate, Resumer
 from service.delivery.interest import Receiver
 from service.gateway.context import GatewayContext
+from service.gateway.resume import Standing
 from service.sessions.manager import Manager
 
 
@@ -26,6 +28,19 @@ class Caller(Protocol):
 
     @property
     def user(self) -> str | None: ...
+
+    @property
+    def resumable(self) -> bool: ...
+
+    @property
+    def standing(self) -> Standing: ...
+
+    @property
+    def gate(self) -> Gate | None: ...
+
+    def begin_delivery(self) -> None: ...
+
+    async def take_over(self, manager: Manager, token: str, cursor: str) -> Resumer: ...
 
     def answer(self, invocation_id: str | None, result: bytes) -> None: ...
 

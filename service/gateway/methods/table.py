@@ -1,4 +1,4 @@
-"""``hub.session``, ``hub.join``, ``hub.leave``, ``hub.leaveAll``, ``hub.groups``: arguments in, raw JSON out."""
+"""The methods of a session: who it is, which groups it is in, and taking another over. Arguments in, raw JSON out."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -6,9 +6,10 @@ from typing import Any
 import msgspec
 
 from events import session
-from events.errors import InvalidArguments, MethodNotFound, NotAvailable, SessionClosed
+from events.errors import InvalidArguments, MethodNotFound, NotResumable, SessionClosed
 from events.ids import Position, SessionId, parse_name
 from service.gateway.methods.caller import Caller
+from service.gateway.resume import resume_token
 from service.sessions.manager import Manager
 from service.sessions.registry import KnownSession
 
@@ -16,7 +17,12 @@ Method = Callable[[Caller, bytes], Awaitable[bytes]]
 
 
 class SessionAnswer(msgspec.Struct, frozen=True, rename="camel"):
-    """What ``hub.session()`` answers. ``resume_token`` and ``resync`` are null while sessions cannot be resumed."""
+    """What ``hub.session()`` and ``hub.resume()`` answer.
+
+    ``cursor``: what the session must receive was sent to this connection up to there. ``resume_token`` is null where
+    the connection is not resumable. ``resync``: null, ``repeated`` (messages from before the cursor come again) or
+    ``lost`` (some will never come); ``code``: why a resume was refused.
+    """
 
     session_id: SessionId
     user_id: str | None
@@ -25,6 +31,7 @@ class SessionAnswer(msgspec.Struct, frozen=True, rename="camel"):
     groups: list[str]
     resumed: bool
     resync: str | None
+    code: str | None
 
 
 class MembershipAnswer(msgspec.Struct, frozen=True, rename="camel"):
@@ -38,22 +45,50 @@ class _NoArguments(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     pass
 
 
+class _ResumeArguments(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    token: str
+    cursor: str
+
+
 class _GroupArguments(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     groups: str | list[str]
 
 
 async def hub_session(caller: Caller, raw: bytes) -> bytes:
     _arguments(raw, _NoArguments)
-    known = await _known(caller)
+    answer = await _session_answer(caller)
+    caller.begin_delivery()
+    return answer
+
+
+async def hub_resume(caller: Caller, raw: bytes) -> bytes:
+    asked = _arguments(raw, _ResumeArguments)
+    if not caller.resumable:
+        raise NotResumable("the connection was opened without ?resumable")
+    manager = _manager(caller)
+    resumer = await caller.take_over(manager, asked.token, asked.cursor)
+    # Collected for a moment first, so the answer below is written before anything that was missed.
+    caller.context.handover(manager.hub).begin(manager.hub, resumer)
+    return await _session_answer(caller)
+
+
+async def _session_answer(caller: Caller) -> bytes:
+    known, standing = await _known(caller), caller.standing
+    token = None
+    if caller.resumable:
+        token = resume_token(
+            caller.context, _manager(caller), caller.session_id, known.state.user, known.state.generation
+        )
     return msgspec.json.encode(
         SessionAnswer(
             session_id=caller.session_id,
-            user_id=caller.user,
-            resume_token=None,
+            user_id=known.state.user,
+            resume_token=token,
             cursor=_cursor(caller),
             groups=sorted(known.state.groups),
-            resumed=False,
-            resync=None,
+            resumed=standing.resumed,
+            resync=standing.resync,
+            code=standing.code,
         )
     )
 
@@ -81,10 +116,6 @@ async def hub_leave_all(caller: Caller, raw: bytes) -> bytes:
 async def hub_groups(caller: Caller, raw: bytes) -> bytes:
     _arguments(raw, _NoArguments)
     return msgspec.json.encode(sorted((await _known(caller)).state.groups))
-
-
-async def hub_resume(_caller: Caller, _raw: bytes) -> bytes:
-    raise NotAvailable("resuming a session is not available")
 
 
 class _Methods:
@@ -151,7 +182,9 @@ def _cursor(caller: Caller) -> str:
     assert receiver is not None
     dispatcher = caller.context.dispatcher(_manager(caller).hub)
     known = _manager(caller).local.get(caller.session_id)
-    opened = receiver.opened or (known.state.opened if known is not None else 0)
+    opened = receiver.since or (known.state.opened if known is not None else 0)
+    if caller.gate is not None and not caller.gate.is_open:
+        return _position(caller, caller.standing.cursor or opened)
     return _position(caller, max(dispatcher.position if receiver.live else 0, opened))
 
 
