@@ -82,6 +82,18 @@ sessions = Table(
 Index("ix_sessions_state", sessions.c.hub, sessions.c.state, sessions.c.session_id)
 Index("ix_sessions_user", sessions.c.hub, sessions.c.user_id, sessions.c.state, sessions.c.session_id)
 Index("ix_sessions_node", sessions.c.hub, sessions.c.node, sessions.c.state, sessions.c.session_id)
+Index(
+    "ix_sessions_living",
+    sessions.c.partition,
+    sessions.c.incarnation,
+    postgresql_where=text("state <> 'closed'"),
+)
+Index(
+    "ix_sessions_detached",
+    sessions.c.partition,
+    sessions.c.detached_at,
+    postgresql_where=text("state = 'detached'"),
+)
 
 # One row per stay of a session in a group: history by interval. ``joined_at`` is null if the log forgot the joining.
 memberships = Table(

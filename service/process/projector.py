@@ -1,4 +1,4 @@
-"""The root of ``hublog projector``: one projector per partition."""
+"""The root of ``hublog projector``: one projector and one sweeper per partition, and the judge of leases."""
 
 import asyncio
 
@@ -8,6 +8,7 @@ from service.admin import Check
 from service.process.lifecycle import begin, operable
 from service.process.parts import nats_check, the_log
 from service.process.schema import postgres_check, require_schema
+from service.process.sweeping import Sweeping
 from service.settings import ADMIN_OFFSET_PROJECTOR, Settings
 from service.telemetry import Metrics
 
@@ -22,10 +23,12 @@ async def run(settings: Settings) -> None:
     await require_schema(dsn)
     async with the_log(settings, INSTANCE) as log:
         projectors = [Projector(dsn, log, number) for number in range(log.partitions)]
+        sweeping = Sweeping(settings, log, projectors, dsn)
         checks = {
             "nats": nats_check(log),
             "postgres": postgres_check(dsn),
             **{f"partition {projector.partition}": _check(projector) for projector in projectors},
+            **sweeping.checks(),
         }
         async with (
             asyncio.TaskGroup() as group,
@@ -39,10 +42,13 @@ async def run(settings: Settings) -> None:
             ) as metrics,
         ):
             _measure(metrics, projectors)
+            sweeping.measure(metrics)
             tasks = [group.create_task(_project(projector)) for projector in projectors]
+            tasks += [group.create_task(job) for job in sweeping.jobs()]
             await told_to_stop.wait()
             for task in tasks:
                 task.cancel()
+        await sweeping.close()
 
 
 async def _project(projector: Projector) -> None:
