@@ -24,10 +24,10 @@ $(VENV)/bin/python:
 	@echo "Creating $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv --clear $(VENV) || { echo "could not make $(VENV); on Debian: apt install python3-venv" >&2; exit 1; }
 
-$(VENV)/.stamp-up: locks/up.txt pyproject.toml | $(VENV)/bin/python
+$(VENV)/.stamp-up: locks/up.txt pyproject.toml client/pyproject.toml | $(VENV)/bin/python
 	@echo "Installing locks/up.txt (about 15 s)"
 	@$(PIP) install --require-hashes --no-deps --only-binary :all: -r locks/up.txt
-	@$(PIP) install --no-index --no-deps --no-build-isolation -e .
+	@$(PIP) install --no-index --no-deps --no-build-isolation -e . -e client/
 	@touch $@
 
 $(VENV)/.stamp-test: locks/test.txt $(VENV)/.stamp-up
