@@ -75,13 +75,17 @@ class Sweeping:
     def _judging(self) -> str | None:
         if self.judge.age_s < judge.IDLE_LIMIT_S:
             return None
-        return f"nobody has looked at the leases for {self.judge.age_s:.0f} s: {self.judge.problem or 'no rows are written here'}"
+        return f"nobody has looked at the leases for {self.judge.age_s:.0f} s: {_why(self.judge.problem)}"
 
     def _sweeping(self) -> str | None:
         late = max(self.sweepers, key=lambda one: one.age_s)
         if late.age_s < LATE_S:
             return None
-        return f"partition {late.partition} was last swept {late.age_s:.0f} s ago: {late.problem or 'no rows are written here'}"
+        return f"partition {late.partition} was last swept {late.age_s:.0f} s ago: {_why(late.problem)}"
+
+
+def _why(problem: str | None) -> str:
+    return problem or "the projector is not at work"
 
 
 def _reached_by(projector: Projector) -> Callable[[], int | None]:
