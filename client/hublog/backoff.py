@@ -4,5 +4,5 @@ EXPONENT_MAX = 20  # any cap has long been reached
 
 
 def delay_s(attempt: int, uniform: float, *, first_s: float, longest_s: float) -> float:
-    """Attempts count from 0; ``uniform`` is random in [0, 1). Gives [0, first_s * 2**attempt), or up to ``longest_s``."""
+    """Attempts count from 0, ``uniform`` is random in [0, 1); gives [0, first_s * 2**attempt) up to ``longest_s``."""
     return uniform * min(longest_s, first_s * float(1 << min(attempt, EXPONENT_MAX)))

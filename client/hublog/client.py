@@ -3,8 +3,8 @@
 Owns the session's life (connect, resume, give up) and its cursor. The wire, one connection, waiting calls and handlers
 are files of their own; it knows nothing of how the service works inside.
 
-What makes it exact: a message counts once it is in the inbox, and the cursor is that of the last one taken in. What came
-on a connection before ``hub.session`` was answered there counts only then, and not at all if that answer never comes.
+What makes it exact: a message counts once it is in the inbox, and the cursor is that of the last one taken in. What
+came on a connection before ``hub.session`` was answered counts only then, and not at all if that answer never comes.
 """
 
 import asyncio
@@ -45,8 +45,9 @@ class Client:
     """One session. Use it as ``async with``: entering connects, leaving closes the session.
 
     ``urls``: the nodes, tried in turn, e.g. ``http://host:8000``. ``connect_timeout_s`` bounds entering;
-    ``give_up_after_s`` how long a lost connection is sought again (None: for ever). ``call_timeout_s`` bounds a call over
-    all connections; keep it below the service's window of idempotency keys. ``http``: one to share, never closed here.
+    ``give_up_after_s`` how long a lost connection is sought again (None: for ever). ``call_timeout_s`` bounds a call
+    over all connections; keep it below the service's window of idempotency keys. ``http``: one to share, never closed
+    here.
     """
 
     def __init__(

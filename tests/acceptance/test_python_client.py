@@ -1,0 +1,200 @@
+"""The Python client on real gateways: each handler sees each message once and in order, whatever is cut or killed."""
+
+import asyncio
+import itertools
+import os
+import signal
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
+
+import pytest
+import pytest_asyncio
+
+from hublog import Client, ClientClosed, Resync, ServerError, State
+from tests.servers.processes import until
+from tests.servers.proxy import Proxy, proxy_to
+from tests.servers.questions import Api
+from tests.servers.up import Up
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+OPTIONS = ()  # a killed gateway comes back: the last test kills one
+GROUP = {"to": "group", "group": "lobby"}
+
+
+class Reader:
+    """What one client was given, in order, and everything that was said about it."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.given: list[int] = []
+        self.states: list[State] = []
+        self.resyncs: list[Resync] = []
+        client.on("count", self.given.append)
+        client.on_state(self.states.append)
+        client.on_resync(self.resyncs.append)
+
+    async def has(self, last: int) -> list[int]:
+        await until(lambda: bool(self.given) and self.given[-1] == last, what=f"message {last}", timeout_s=30)
+        return self.given
+
+
+class Counter:
+    """Says 1, 2, 3 … to the group while a test does its harm."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.said = 0
+        self._stop = asyncio.Event()
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        for number in itertools.count(1):
+            if self._stop.is_set():
+                return
+            await self.client.invoke(GROUP, "count", number)
+            self.said = number
+
+    async def reach(self, number: int) -> None:
+        await until(lambda: self.said >= number or self._task.done(), what=f"{number} to be said", timeout_s=30)
+        assert not self._task.done(), self._task
+
+    async def finish(self) -> int:
+        self._stop.set()
+        await self._task
+        return self.said
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def proxies(gateways: tuple[str, str]) -> AsyncIterator[tuple[Proxy, Proxy]]:
+    first, second = (urlsplit(gateway) for gateway in gateways)
+    async with (
+        proxy_to(first.hostname or "", first.port or 0) as one,
+        proxy_to(second.hostname or "", second.port or 0) as two,
+    ):
+        yield one, two
+
+
+async def test_a_single_session_calls_itself(gateways: tuple[str, str], hub: str) -> None:
+    async with Client(gateways[0], hub, user="ann", metadata={"a": [1, "é+&"]}) as client:
+        said: list[object] = []
+        client.on("say", lambda *arguments: said.extend(arguments))
+        assert client.state is State.ACTIVE
+        joined = await client.join("lobby", "bar")
+        assert joined.groups == ("bar", "lobby")
+        answer = await client.invoke(GROUP, "say", "ann", {"text": "hello"}, None, 2**40)
+        assert (answer.outcome, answer.position is not None) == ("accepted", True)
+        await until(lambda: len(said) == 4, what="the message")
+        assert said == ["ann", {"text": "hello"}, None, 2**40]
+        assert (await client.leave("bar")).groups == ("lobby",)
+        assert (await client.leave_all()).groups == ()
+        assert await client.groups() == ()
+        session = await client.session()
+        assert (session.session_id, session.user_id, session.resumed) == (client.session_id, "ann", False)
+        with pytest.raises(ServerError) as refused:
+            await client.invoke({"to": "moon"}, "say")
+        assert (refused.value.code, refused.value.retryable) == ("invalid_selector", False)
+        assert refused.value.hint.startswith("Send one selector")
+    assert str(client.state) == "closed"
+    with pytest.raises(ClientClosed):
+        await client.groups()
+
+
+async def test_leaving_closes_the_session(gateways: tuple[str, str], hub: str, api: Api) -> None:
+    async with Client(gateways[0], hub):
+        pass
+    events = await api.until("events", lambda events: len(events) == 2)
+    assert [event["data"].get("reason") for event in events][1] == "client"
+
+
+async def test_many_sessions_in_one_process_each_have_their_own(gateways: tuple[str, str], hub: str) -> None:
+    """Resumable and plain ones side by side, on both nodes."""
+    clients = [Client(gateways[n % 2], hub, user=f"user-{n}", resumable=n % 3 != 0) for n in range(12)]
+    readers = [Reader(client) for client in clients]
+    try:
+        await asyncio.gather(*(client.__aenter__() for client in clients))
+        assert len({client.session_id for client in clients}) == len(clients)
+        await asyncio.gather(*(client.join("lobby") for client in clients[::2]))
+        counter = Counter(clients[1])
+        await counter.reach(100)
+        last = await counter.finish()
+        for reader in readers[::2]:
+            assert await reader.has(last) == list(range(1, last + 1))
+        await clients[0].invoke({"to": "user", "user": "user-5"}, "count", -1)
+        await readers[5].has(-1)
+        assert [reader.given for reader in readers[1::2]] == [[], [], [-1], [], [], []]
+    finally:
+        await asyncio.gather(*(client.close() for client in clients))
+
+
+async def test_cut_connections_are_resumed_without_gap_or_repeat(
+    gateways: tuple[str, str], proxies: tuple[Proxy, Proxy], hub: str
+) -> None:
+    """Both the speaker and the readers lose their connections, again and again, under traffic."""
+    urls = [f"http://127.0.0.1:{proxy.port}" for proxy in proxies]
+    async with Client(urls, hub) as speaker, Client(urls, hub) as one, Client(urls[::-1], hub) as two:
+        readers = [Reader(one), Reader(two)]
+        sessions = [client.session_id for client in (speaker, one, two)]
+        await asyncio.gather(one.join("lobby"), two.join("lobby"))
+        counter = Counter(speaker)
+        for cut in range(10):
+            await counter.reach(counter.said + 20)
+            proxies[cut % 2].reset()
+            if cut % 3 == 0:
+                proxies[1 - cut % 2].reset()
+        last = await counter.finish()
+        for reader in readers:
+            assert await reader.has(last) == list(range(1, last + 1))
+            assert reader.resyncs == []
+            assert reader.client._handlers.repeats == 0, "the service repeats nothing; the client need not hide it"
+            assert State.RECONNECTING in reader.states
+        assert [client.session_id for client in (speaker, one, two)] == sessions
+
+
+async def test_a_plain_client_is_told_that_its_session_is_another(
+    gateways: tuple[str, str], proxies: tuple[Proxy, Proxy], hub: str
+) -> None:
+    async with Client(f"http://127.0.0.1:{proxies[0].port}", hub, resumable=False) as client:
+        reader = Reader(client)
+        before = client.session_id
+        await client.join("lobby")
+        proxies[0].reset()
+        await until(lambda: bool(reader.resyncs), what="the resync")
+        (told,) = reader.resyncs
+        assert (told.kind, told.previous, told.session.session_id) == ("lost", before, client.session_id)
+        assert client.session_id != before
+        assert await client.groups() == (), "nobody joined again behind the user's back"
+
+
+async def test_a_kicked_client_is_closed_and_says_why(gateways: tuple[str, str], hub: str, api: Api) -> None:
+    async with Client(gateways, hub) as client:
+        await api.call("DELETE", f"sessions/{client.session_id}")
+        async with asyncio.timeout(10):
+            await client.wait_closed()
+        assert client.state is State.CLOSED
+        assert client.error is not None
+        assert client.error.code == "kicked"
+
+
+async def test_a_killed_gateway_is_survived(served: Up, gateways: tuple[str, str], hub: str) -> None:
+    async with (
+        Client(gateways[1], hub) as speaker,
+        Client(gateways, hub) as one,
+        Client(gateways, hub) as two,
+        Client(gateways[::-1], hub) as other,
+    ):
+        readers = [Reader(client) for client in (one, two, other)]
+        sessions = [reader.client.session_id for reader in readers]
+        await asyncio.gather(*(reader.client.join("lobby") for reader in readers))
+        counter = Counter(speaker)
+        await counter.reach(100)
+        os.kill(served.entry("gateway", 0).pid, signal.SIGKILL)
+        await until(lambda: State.ACTIVE in readers[0].states and State.ACTIVE in readers[1].states, what="the resume")
+        await counter.reach(counter.said + 100)
+        last = await counter.finish()
+        for reader in readers:
+            assert await reader.has(last) == list(range(1, last + 1))
+            assert reader.resyncs == []
+            assert reader.client._handlers.repeats == 0
+        assert [reader.client.session_id for reader in readers] == sessions
+        assert readers[2].states == [], "who was elsewhere noticed nothing"
