@@ -50,7 +50,7 @@ class Peer:
         self.user = user
         self.transport = Transport()
         self.outbox = Outbox(self.transport, 1 << 20, lambda: None)
-        self.receiver = Receiver(self.id, user, self.outbox, self._own, self._hole)
+        self.receiver = Receiver(self.id, f"c-{self.id}", user, self.outbox, self._own, self._hole)
         self.hole = False
         self.ended_at: int | None = None
 
@@ -66,7 +66,9 @@ class Peer:
 class World:
     def __init__(self) -> None:
         self.log = MemoryEventLog()
-        self.dispatcher = Dispatcher(0, self.log, self.log, lambda _target, arguments: arguments[1:-1])
+        self.dispatcher = Dispatcher(
+            0, self.log, self.log, lambda _kind, _target, arguments, _position: arguments[1:-1]
+        )
         self.author = Author()
         self.peers: list[Peer] = []
         self.calls = 0
