@@ -14,12 +14,13 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from lab.client import CallFailed, NotOpened
 from lab.connect import connect
 from lab.fanout import fanout
-from lab.install import Install, embedded, read_processes, running
+from lab.install import Install, embedded, epitaph, read_processes, running
 from lab.latency import Plan, latency
 from lab.load import Progress
-from lab.proc import cpu_us, family_cpu_us, machine, machine_cpu_us, raise_file_limit
+from lab.proc import Gone, cpu_us, family_cpu_us, machine, machine_cpu_us, raise_file_limit
 from lab.report import Report
 
 SPARE_FILES = 200
@@ -91,7 +92,11 @@ async def _run(options: Options, progress: Progress) -> Report:
             if report is None:
                 report = Report(machine(Path(install.data)), install.data)
             before, started = _others_us(install), time.perf_counter()
-            await _measure(measure, install, options, report, progress)
+            try:
+                await _measure(measure, install, options, report, progress)
+            except (RuntimeError, NotOpened, CallFailed, Gone) as exc:
+                words = await asyncio.to_thread(epitaph, install)
+                raise RuntimeError(f"{exc}\n{words}".rstrip()) from exc
             others = (_others_us(install) - before) / 1e6 / (time.perf_counter() - started)
             report.others_cores = max(report.others_cores, others)
     if report is None:

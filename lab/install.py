@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import random
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ import msgspec
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 40.0
-PORT_FIRST, PORT_LAST, PORT_STEP = 18_000, 32_000, 500
+PORT_FIRST, PORT_LAST, PORT_STEP = 12_000, 32_000, 310
 """Below the ephemeral range, where the clients' own ends of connections live."""
 _PR_SET_PDEATHSIG = 1
 
@@ -66,6 +67,16 @@ def read_processes(path: Path, sync: str) -> Install:
 def running(urls: list[str]) -> Install:
     """Gateways that run already; their processes are out of sight."""
     return Install([Gateway(url) for url in urls], "as found", "/")
+
+
+def epitaph(install: Install) -> str:
+    """The last words of every process of an embedded installation that has ended; empty if all live."""
+    words: list[str] = []
+    for name, pid in install.pids.items():
+        log = Path(install.data) / "logs" / f"{name.replace(' ', '-')}.log"
+        if not Path(f"/proc/{pid}").exists() and log.exists():
+            words.append(f"{name} has ended; its log says last:\n{log.read_text(errors='replace')[-2000:]}")
+    return "\n".join(words)
 
 
 @contextlib.asynccontextmanager
@@ -136,7 +147,8 @@ async def _stop(child: asyncio.subprocess.Process) -> None:
 
 def _free_ports(gateways: int) -> tuple[int, int, int]:
     """First port of the gateways, the API's, and the admin base, all of whose ports are free now."""
-    for base in range(PORT_FIRST, PORT_LAST, PORT_STEP):
+    # In random order: two benches that start at once would both find the same ones free.
+    for base in random.sample(range(PORT_FIRST, PORT_LAST, PORT_STEP), (PORT_LAST - PORT_FIRST) // PORT_STEP):
         admin = base + 200
         wanted = [*(base + i for i in range(gateways)), base + 100, *(admin + i for i in range(gateways))]
         if all(_is_free(port) for port in [*wanted, admin + 100, admin + 101]):

@@ -88,8 +88,9 @@ class Projector:
                 self._log.critical("projection.halted", code=exc.code, problem=exc.message, hint=exc.hint)
                 raise
             except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as exc:
-                self.state = "halted"
-                raise Misconfigured("the schema is not the one of this release; run `hublog migrate`") from exc
+                error = Misconfigured("the schema is not the one of this release; run `hublog migrate`")
+                self.state, self.problem = "halted", error.wire()
+                raise error from exc
             except (psycopg.Error, Unavailable, Superseded) as exc:
                 pause_s = RETRY_MIN_S if self.batches > before else min(pause_s * 2, RETRY_MAX_S)
                 self._retrying(exc)

@@ -29,10 +29,6 @@ from hublog.lifecycle import Event, State, after
 from hublog.link import DEFAULT_TIMERS, Link, LinkEnded, Timers, closed_by
 from hublog.opening import Opening, open_link, read_session
 
-STABLE_S = 5.0
-"""A connection that lived this long resets the back-off."""
-BACKOFF_FIRST_S = 0.25
-BACKOFF_LONGEST_S = 10.0
 START_ANEW = frozenset({"session_closed", "session_not_found", "not_resumable", "token_stale", "epoch_mismatch"})
 """Refusals of a resume after which a new session is the way on."""
 
@@ -268,8 +264,8 @@ class Client:
                 self._move(Event.LOST)
                 if opened_s is not None:
                     since_s = loop.time()
-                    attempt = 0 if since_s - opened_s >= STABLE_S else attempt
-                pause_s = _pause_s(attempt)
+                    attempt = 0 if since_s - opened_s >= self._timers.stable_s else attempt
+                pause_s = self._pause_s(attempt)
                 node, attempt = node + 1, attempt + 1
                 limit_s = self._connect_timeout_s if self._known is None else self._give_up_after_s
                 if limit_s is not None and loop.time() + pause_s >= since_s + limit_s:
@@ -281,6 +277,10 @@ class Client:
             # A defect of ours must end the client: its callers would wait for ever.
             self._finish(Event.REFUSED, HublogError(f"the client failed: {exc!r}"))
             _log.exception("hublog: the client failed")
+
+    def _pause_s(self, attempt: int) -> float:
+        jitter = random.random()  # noqa: S311  no secret
+        return delay_s(attempt, jitter, first_s=self._timers.backoff_first_s, longest_s=self._timers.backoff_longest_s)
 
     def _url(self, node: int) -> str:
         resume = {"resume": self._token, "cursor": self._cursor} if self._token is not None else {}
@@ -371,15 +371,6 @@ class Client:
             self._closed.set()
         else:
             self._handlers.end()  # what was received before the end is still handed over
-
-
-def _pause_s(attempt: int) -> float:
-    return delay_s(
-        attempt,
-        random.random(),  # noqa: S311  jitter is no secret
-        first_s=BACKOFF_FIRST_S,
-        longest_s=BACKOFF_LONGEST_S,
-    )
 
 
 def _hub_url(url: str, hub: str) -> str:

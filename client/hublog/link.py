@@ -27,6 +27,12 @@ class Timers(msgspec.Struct, frozen=True):
     """Send silence after which we ping."""
     silence_s: float = 30.0
     """Receive silence after which the node is taken for gone."""
+    backoff_first_s: float = 0.25
+    """The first pause before another attempt is up to this, each next one up to twice as long …"""
+    backoff_longest_s: float = 10.0
+    """… and none longer than this."""
+    stable_s: float = 5.0
+    """A connection that lived this long makes the pauses short again."""
 
 
 class LinkEnded(Exception):

@@ -192,6 +192,24 @@ class Dispatcher:
             self.overflowed = False
         return scope
 
+    def collected(self) -> list[tuple[Chain, int, bytes]]:
+        """What waits to be dispatched, as it came."""
+        return [(chain, sequence, payload) for chain, sequence, _, payload in self._buffer]
+
+    def insert(self, found: Iterable[tuple[Chain, int, bytes]]) -> None:
+        """Put what was read, ascending, in its place among what was collected; what was overtaken is dispatched now."""
+        waiting = list(self._buffer)
+        for chain, sequence, payload in found:
+            if sequence > self.position:
+                waiting.append((chain, sequence, 0, payload))
+            elif sequence > chain.known:
+                chain.known = chain.last = sequence
+                self.dispatch_late(chain, sequence, payload, 0)
+        if len(waiting) > len(self._buffer):
+            # Where something was both read and collected, the second of the two is dropped as known.
+            self._buffer = deque(sorted(waiting, key=lambda item: item[1]))
+            self._buffer_bytes = sum(len(item[3]) for item in waiting)
+
     def go_live(self, up_to: int) -> None:
         """Everything up to ``up_to`` is dispatched: go on with what was collected behind it."""
         self.position = max(self.position, up_to)
@@ -253,14 +271,16 @@ class Dispatcher:
             if audience.last > sequence:
                 # Its beginning came late, and calls behind it have passed.
                 self.hole(receiver, sequence)
+                break
 
     def _follow_groups(self, receiver: Receiver, state: session.State, sequence: int, *, own: bool) -> None:
-        before = receiver.groups
+        before, receiver.groups = receiver.groups, state.groups
         if before == state.groups:
             return
         for group in before.keys() - state.groups.keys():
-            self.interest.leave(receiver, group, sequence)
+            self.interest.leave(receiver, group, before[group], sequence)
         new: list[Chain] = []
+        overtaken = 0
         for group, joined in state.groups.items():
             if before.get(group) == joined:
                 continue
@@ -269,10 +289,11 @@ class Dispatcher:
                 new.append(chain)
             elif chain.last > max(joined, receiver.since):
                 # The join itself came late, and calls behind it have passed.
-                self.hole(receiver, max(joined, receiver.since))
-        receiver.groups = state.groups
+                overtaken = max(joined, receiver.since)
         if new:
             self.hold("new group", new)
+        if overtaken:
+            self.hole(receiver, overtaken)  # the last thing: it ends the connection
 
     def _many(self, chain: Chain, call: _Call) -> dict[str, Receiver]:
         """Each local session that a multi-target call names, once."""

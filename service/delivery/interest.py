@@ -4,6 +4,7 @@ Membership here is *effective* membership: it changes only as the session's own 
 Knows no order and no holes; the feed does.
 """
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -17,6 +18,9 @@ from service.log.port import LiveFeed, OnMessage, Subscription
 
 LINGER_S = 10.0  # a subject is heard this long after its last receiver left: people come back
 LEAVERS_MAX = 256  # how many departures a chain remembers, to know who else a late hole concerns
+
+_CLOSED = Outbox(asyncio.WriteTransport(), 0, lambda: None)
+_CLOSED.close()
 
 Kind = Literal["log", "inbox", "group", "user", "all", "many"]
 
@@ -75,16 +79,23 @@ class Receiver:
         if self.hub is not None:
             self.hub.expect_group(group)
 
+    def retire(self) -> None:
+        """Nobody is there any more. Chains remember those who left: that must not keep a connection alive."""
+        self.hub, self.live, self.outbox = None, False, _CLOSED
+        self.on_event = self.on_hole = _nobody
+
 
 class Chain:
     """One literal subject. ``known``: everything on it up to this sequence was heard, or concerns nobody here.
 
     ``last`` is the last sequence really seen on it. A chain without members is not checked for holes. ``covered``: it
-    has been heard since before the first of its members began.
+    has been heard since before the first of its members began. ``expected``: sessions that will be members once their
+    `opened` has come by.
     """
 
     __slots__ = (
         "covered",
+        "expected",
         "hub",
         "idle_since_s",
         "kind",
@@ -106,6 +117,7 @@ class Chain:
         self.known = 0
         self.last = 0
         self.covered = False
+        self.expected = 0
         self.subscription: Subscription | None = None
         self.idle_since_s = time.monotonic()
         self.leavers: deque[tuple[Receiver, int, int]] | None = None
@@ -195,7 +207,7 @@ class Interest:
         for group in groups:
             hub.expect_group(group)
         if receiver.user is not None:
-            hub.chain("user", receiver.user, subjects.user(receiver.user))
+            hub.chain("user", receiver.user, subjects.user(receiver.user)).expected += 1
         if subjects.all() not in hub.chains:
             # One dict for three: the audience of both is every receiver of the hub.
             hub.add(Chain(hub, "all", "", subjects.all(), hub.receivers))
@@ -210,7 +222,9 @@ class Interest:
         hub.expected -= 1
         chains = [hub.chains[hub.subjects.all()], hub.chains[hub.subjects.many()]]
         if receiver.user is not None:
-            chains.append(hub.chain("user", receiver.user, hub.subjects.user(receiver.user)))
+            user = hub.chain("user", receiver.user, hub.subjects.user(receiver.user))
+            user.expected -= 1
+            chains.append(user)
         first = not hub.receivers
         inbox = hub.chains.get(hub.subjects.inbox(receiver.session))
         if inbox is not None:
@@ -236,20 +250,20 @@ class Interest:
         chain.start(receiver, sequence)
         return chain, unsure
 
-    def leave(self, receiver: Receiver, group: str, sequence: int) -> None:
-        """``left`` came by."""
+    def leave(self, receiver: Receiver, group: str, joined: int, sequence: int) -> None:
+        """``left`` came by, of who had joined at ``joined``."""
         hub = receiver.hub
         chain = hub.group(group) if hub is not None else None
         if chain is not None:
-            chain.end(receiver, receiver.groups.get(group, 0), sequence)
+            chain.end(receiver, joined, sequence)
 
     def release(self, receiver: Receiver) -> None:
         """The connection is gone: hear nothing for it any more."""
-        hub, receiver.hub = receiver.hub, None
+        hub, was_live = receiver.hub, receiver.live
         if hub is None:
             return
-        if receiver.live:
-            receiver.live = False
+        receiver.retire()
+        if was_live:
             if hub.receivers.get(receiver.session) is receiver:
                 del hub.receivers[receiver.session]
         else:
@@ -261,6 +275,7 @@ class Interest:
         if receiver.user is not None:
             chain = hub.chains.get(hub.subjects.user(receiver.user))
             if chain is not None:
+                chain.expected -= not was_live
                 chain.end(receiver, 0, None)
         inbox = hub.chains.get(hub.subjects.inbox(receiver.session))
         if inbox is not None:
@@ -281,9 +296,10 @@ class Interest:
         dropped too early is only read again when the ``joined`` comes by.
         """
         for name, hub in list(self.hubs.items()):
-            droppable = {"group"} if hub.expected else {"group", "user"}
             for chain in list(hub.chains.values()):
-                if chain.kind in droppable and not chain.members and now_s - chain.idle_since_s > LINGER_S:
+                if chain.kind not in {"group", "user"} or chain.members or chain.expected:
+                    continue
+                if now_s - chain.idle_since_s > LINGER_S:
                     self._drop(chain)
             if hub.idle and not any(chain.kind in {"group", "user"} for chain in hub.chains.values()):
                 for chain in list(hub.chains.values()):
@@ -326,3 +342,7 @@ class Interest:
             hear(log if subject.endswith(".log") else inbox, sequence, previous, payload)
 
         log.subscription = self._feed.subscribe(log.subject.removesuffix("log") + "*", on_message)
+
+
+def _nobody(*_: object) -> None:
+    """Who is told about a receiver that has retired."""

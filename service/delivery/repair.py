@@ -3,6 +3,9 @@
 A round asks the leader for its last sequence H, finds out which local subjects moved, reads those up to H, dispatches
 merged by sequence, and goes live beyond H with what was collected meanwhile. A group that turns out to be new here is
 read in the same round, and checked once more, because it was not heard from the start of the round.
+
+Where only groups are new here, nothing else is in doubt: they alone are read, from the first join on, and what was
+found takes its place among what was collected (ADR 0006).
 """
 
 import asyncio
@@ -61,8 +64,8 @@ async def _until_live(dispatcher: Dispatcher) -> None:
         if scope is None:
             full = True
             up_to = max(up_to, await _read_all(dispatcher))
-        elif await _moved_since_known(dispatcher, scope):
-            dispatcher.hold("new group moved", None)
+        else:
+            await _read_new(dispatcher, scope)
         if dispatcher.settled:
             break
     took_ms = round((time.monotonic() - dispatcher.held_since_s) * 1_000, 1)
@@ -71,14 +74,34 @@ async def _until_live(dispatcher: Dispatcher) -> None:
         _log.info("delivery.live", partition=dispatcher.partition, held_ms=took_ms, up_to=up_to)
 
 
-async def _moved_since_known(dispatcher: Dispatcher, chains: set[Chain]) -> bool:
-    """Whether anything was written to groups new here before they were heard. Usually not; then nothing is read."""
+async def _read_new(dispatcher: Dispatcher, scope: set[Chain]) -> None:
+    """What was written to groups new here before they were heard; usually nothing.
+
+    Joins among what was collected would each hold the dispatcher once more: their groups are read together with these.
+    """
+    chains = [*scope, *_awaited(dispatcher.collected())]
     await dispatcher.feed.flush()
-    for chain in chains:
-        last = await dispatcher.log.last(chain.subject)
-        if last is not None and last.sequence > chain.known:
-            return True
-    return False
+    if len(chains) == 1:
+        last = await dispatcher.log.last(chains[0].subject)
+        lasts = {chains[0].subject: last} if last is not None else {}
+    else:
+        high = await dispatcher.log.last_sequence(dispatcher.partition)
+        lasts = await dispatcher.log.last_many([chain.subject for chain in chains], up_to=high)
+    moved = [chain for chain in chains if chain.subject in lasts and lasts[chain.subject].sequence > chain.known]
+    found = await _read(dispatcher, moved, max((lasts[chain.subject].sequence for chain in moved), default=0))
+    found.sort(key=lambda item: item[1].sequence)
+    dispatcher.counters.repaired += len(found)
+    dispatcher.insert((chain, event.sequence, event.payload) for chain, event in found)
+
+
+def _awaited(collected: Iterable[tuple[Chain, int, bytes]]) -> list[Chain]:
+    """The groups new here that sessions have joined in what waits to be dispatched; heard from now on."""
+    starts = _starts((chain, sequence, payload) for chain, sequence, payload in collected if chain.kind == "log")
+    fresh = [chain for chain in starts if chain.kind == "group" and not chain.covered and not chain.members]
+    for chain in fresh:
+        chain.known = max(chain.known, starts[chain])
+        chain.covered = True  # from that join on, once it has been read
+    return fresh
 
 
 async def _read_all(dispatcher: Dispatcher) -> int:
@@ -90,7 +113,7 @@ async def _read_all(dispatcher: Dispatcher) -> int:
     lasts = await log.last_many([chain.subject for chain in chains], up_to=high) if high else {}
     moved = [chain for chain in chains if chain.subject in lasts and lasts[chain.subject].sequence > chain.known]
     found = await _read(dispatcher, [chain for chain in moved if chain.kind == "log"], high)
-    starts = _starts(found)
+    starts = _starts((chain, event.sequence, event.payload) for chain, event in found)
     fresh = {chain for chain in starts if chain not in chains}
     for chain in (*moved, *fresh):
         # Without members, nothing before the first of them matters; without any to come, nothing at all.
@@ -115,8 +138,8 @@ async def _read_all(dispatcher: Dispatcher) -> int:
     return high
 
 
-def _starts(found: Iterable[tuple[Chain, Recorded]]) -> dict[Chain, int]:
-    """The chains that local sessions began to be the audience of in what was missed, each with the first sequence.
+def _starts(found: Iterable[tuple[Chain, int, bytes]]) -> dict[Chain, int]:
+    """The chains that local sessions began to be the audience of in these events, each with the first sequence.
 
     Groups new to this node are heard from now on.
     """
@@ -125,15 +148,15 @@ def _starts(found: Iterable[tuple[Chain, Recorded]]) -> dict[Chain, int]:
     def begin(chain: Chain, sequence: int) -> None:
         starts[chain] = min(sequence, starts.get(chain, sequence))
 
-    for chain, event in found:
+    for chain, sequence, payload in found:
         hub = chain.hub
         try:
-            decoded = codec.event_of(codec.envelope(event.payload))
+            decoded = codec.event_of(codec.envelope(payload))
         except HublogError:
             continue  # it is counted and said when it is dispatched
         if isinstance(decoded, session.Joined):
             for group in decoded.groups:
-                begin(hub.expect_group(group), event.sequence)
+                begin(hub.expect_group(group), sequence)
         elif isinstance(decoded, session.Opened | session.Attached):
             subjects = [hub.subjects.all(), hub.subjects.many(), hub.subjects.inbox(chain.name)]
             subjects += [hub.subjects.group(group) for group in decoded.after.groups]
@@ -141,7 +164,7 @@ def _starts(found: Iterable[tuple[Chain, Recorded]]) -> dict[Chain, int]:
                 subjects.append(hub.subjects.user(decoded.after.user))
             for subject in subjects:
                 if subject in hub.chains:
-                    begin(hub.chains[subject], event.sequence)
+                    begin(hub.chains[subject], sequence)
     return starts
 
 
@@ -193,7 +216,8 @@ async def look_behind(dispatcher: Dispatcher, chains: list[Chain]) -> None:
     await dispatcher.feed.flush()
     for chain in chains:
         last = lasts.get(chain.subject)
-        if last is not None and last.sequence > chain.known and chain.members and dispatcher.live:
+        gone = not chain.members or chain.hub.chains.get(chain.subject) is not chain
+        if last is not None and last.sequence > chain.known and not gone and dispatcher.live:
             dispatcher.counters.tail_repairs += 1
             dispatcher.hold("tail", None)
             return

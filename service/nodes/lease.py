@@ -11,11 +11,12 @@ import msgspec
 import structlog
 
 from events import node, subjects
-from events.errors import HublogError
+from events.errors import HublogError, OutcomeUnknown
 from service.log.author import Author
 from service.log.port import EventLog
 
 RENEW_EVERY_S = 2.0
+GOODBYE_S = 3.0  # a process that was told to stop has one deadline for everything
 
 _log = structlog.get_logger(__name__)
 
@@ -71,8 +72,15 @@ class Lease:
                 failing = False
 
     async def drain(self) -> None:
-        """Say that this node is going away."""
-        await self._write(node.Draining(node=self.node, incarnation=self.incarnation))
+        """Say that this node is going away; a log that does not answer does not keep it.
+
+        Raises: LogUnavailable and its kin, OutcomeUnknown.
+        """
+        try:
+            async with asyncio.timeout(GOODBYE_S):
+                await self._write(node.Draining(node=self.node, incarnation=self.incarnation))
+        except TimeoutError:
+            raise OutcomeUnknown(f"no answer within {GOODBYE_S:g} s") from None
 
     async def _renew(self) -> None:
         value = msgspec.json.encode(LeaseRecord(self.node, self.incarnation))

@@ -176,10 +176,12 @@ BROKEN_FRAMES = (
 async def test_a_broken_frame_ends_that_connection(
     bystanders: Bystanders, gateways: tuple[str, str], hub: str, api: Api
 ) -> None:
-    for frame in BROKEN_FRAMES:
+    async def ended(frame: bytes) -> None:
         async with RawClient(gateways[0], hub) as client:
             client.writer.write(frame)
             await client.end()
+
+    await asyncio.gather(*map(ended, BROKEN_FRAMES))
     await all_closed(api, opened=len(BROKEN_FRAMES), reasons=("transport_error", "timeout"))
     await bystanders.go_on()
 

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 import pytest_asyncio
 
-from hublog import Client, ClientClosed, Resync, ServerError, State
-from tests.servers.processes import until
+from hublog import Client, ClientClosed, Resync, ServerError, State, Timers
+from tests.servers.processes import gone, until
 from tests.servers.proxy import Proxy, proxy_to
 from tests.servers.questions import Api
 from tests.servers.up import Up
@@ -19,6 +19,7 @@ from tests.servers.up import Up
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 OPTIONS = ()  # a killed gateway comes back: the last test kills one
+QUICK = Timers(backoff_longest_s=0.25)  # cut ten times within seconds, the pauses would grow
 GROUP = {"to": "group", "group": "lobby"}
 
 
@@ -132,7 +133,11 @@ async def test_cut_connections_are_resumed_without_gap_or_repeat(
 ) -> None:
     """Both the speaker and the readers lose their connections, again and again, under traffic."""
     urls = [f"http://127.0.0.1:{proxy.port}" for proxy in proxies]
-    async with Client(urls, hub) as speaker, Client(urls, hub) as one, Client(urls[::-1], hub) as two:
+    async with (
+        Client(urls, hub, timers=QUICK) as speaker,
+        Client(urls, hub, timers=QUICK) as one,
+        Client(urls[::-1], hub, timers=QUICK) as two,
+    ):
         readers = [Reader(one), Reader(two)]
         sessions = [client.session_id for client in (speaker, one, two)]
         await asyncio.gather(one.join("lobby"), two.join("lobby"))
@@ -174,6 +179,34 @@ async def test_a_kicked_client_is_closed_and_says_why(gateways: tuple[str, str],
         assert client.state is State.CLOSED
         assert client.error is not None
         assert client.error.code == "kicked"
+
+
+def is_back(served: Up, index: int, pid: int) -> bool:
+    """Another process serves in place of ``pid``."""
+    return any((e.role, e.index) == ("gateway", index) and e.pid not in {pid, None} for e in served.entries)
+
+
+async def test_a_rolling_restart_is_survived(served: Up, gateways: tuple[str, str], hub: str) -> None:
+    """Both gateways are told to stop, one after the other, as a deploy does it; ``up`` starts them again."""
+    async with Client(gateways, hub) as speaker, Client(gateways, hub) as one, Client(gateways[::-1], hub) as two:
+        readers = [Reader(one), Reader(two)]
+        sessions = [client.session_id for client in (speaker, one, two)]
+        await asyncio.gather(one.join("lobby"), two.join("lobby"))
+        counter = Counter(speaker)
+        for index, reader in enumerate(readers):
+            await counter.reach(counter.said + 50)
+            pid, lost = served.entry("gateway", index).pid or 0, reader.states.count(State.ACTIVE)
+            os.kill(pid, signal.SIGTERM)
+            await until(lambda lost=lost, reader=reader: reader.states.count(State.ACTIVE) > lost, what="the resume")
+            await until(lambda pid=pid: gone(pid), what="the end of the gateway")
+            await until(lambda index=index, pid=pid: is_back(served, index, pid), what="another one", timeout_s=60)
+            await counter.reach(counter.said + 50)
+        last = await counter.finish()
+        for reader in readers:
+            assert await reader.has(last) == list(range(1, last + 1))
+            assert reader.resyncs == []
+            assert reader.client._handlers.repeats == 0
+        assert [client.session_id for client in (speaker, one, two)] == sessions
 
 
 async def test_a_killed_gateway_is_survived(served: Up, gateways: tuple[str, str], hub: str) -> None:

@@ -5,20 +5,23 @@ import random
 import string
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import msgspec
 import psycopg
 import pytest
 from structlog.testing import capture_logs
 
+import migrations
 from events import session
 from events.envelope import NewEvent, Recorded
-from events.errors import LogRegressed, Misconfigured
+from events.errors import LogRegressed, Misconfigured, ReadModelUnavailable
 from events.ids import EventId, HubName
 from events.subjects import HubSubjects
-from projections.read import ReadModel
+from projections.read import ReadModel, hubs
 from projections.runner import Projector
 from service.log.memory import MemoryEventLog
+from service.up.postgres import PostgresServer
 from tests.servers.histories import History, stored_at_us
 from tests.servers.plain_fold import PlainFold
 from tests.servers.processes import until
@@ -319,3 +322,32 @@ async def test_partitions_are_apart(database: str) -> None:
         found = await dump(database, number)
         assert {t: v for t, v in found.items() if t != "nodes"} == {t: v for t, v in expected.items() if t != "nodes"}
     assert await checkpoint(database, 1) == last
+
+
+async def test_postgres_is_killed_and_comes_back(tmp_path: Path) -> None:
+    """Projector and questions go on by themselves, and nothing is missing."""
+    server = PostgresServer(tmp_path / "postgres", log_file=tmp_path / "postgres.log")  # durable: it will be killed
+    await server.start()
+    model = ReadModel(server.dsn, 1)
+    try:
+        await asyncio.to_thread(migrations.upgrade, server.dsn)
+        history = History(19).steps(300)
+        log = log_of(history)
+        projector = Projector(server.dsn, log, 0)
+        async with running(projector):
+            await until(at_end(log, projector))
+            assert (await hubs.page(model)).items
+            await server.kill()
+            before = len(history.events)
+            add(log, history.steps(200).events[before:])
+            await until(lambda: projector.failures > 0)
+            with pytest.raises(ReadModelUnavailable):
+                await hubs.page(model)
+            await server.restart()
+            await until(at_end(log, projector))
+            page = await hubs.page(model)
+        assert page.position == f"mema.0-{len(history.events)}"
+        assert await dump(server.dsn) == plain(log)
+    finally:
+        await model.close()
+        await server.stop()

@@ -16,9 +16,8 @@ from service.delivery import repair
 from service.delivery.feed import Dispatcher
 from service.gateway import server as gateway_server
 from service.gateway.context import GatewayContext
+from service.gateway.kinds import encode
 from service.gateway.server import GatewayServer
-from service.gateway.signalr import json_format
-from service.gateway.signalr.framing import text_frame
 from service.gateway.signalr.machine import Limits
 from service.gateway.tokens import KeyRing
 from service.log.author import Author
@@ -47,18 +46,20 @@ async def make_node(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeNode]:
         ) -> Node:
             log, author = GatedLog(), Author()
             made = factory(log, author) if factory is not None else _factory(log, author)
+            ring = KeyRing([secrets.token_bytes(32)])
             context = GatewayContext(
                 node="n",
                 incarnation="i",
                 author=author,
                 hubs=Hubs(log, made),
-                dispatchers=[Dispatcher(0, log, log, lambda t, a: text_frame(json_format.invocation(t, a)))],
+                dispatchers=[Dispatcher(0, log, log, encode)],
                 limits=limits,
                 outbox_bytes_max=outbox_bytes_max,
                 outbox_age_s=outbox_age_s,
+                ring=ring,
+                session_ttl_us=1_800_000_000,
             )
-            ring = KeyRing([secrets.token_bytes(32)])
-            server = GatewayServer(context, ring, origins)
+            server = GatewayServer(context, origins)
             for part in (repair.run(context.dispatchers[0]), server.tick()):
                 stack.push_async_callback(_stop, asyncio.ensure_future(part))
             port = await stack.enter_async_context(serving(server.app(), "127.0.0.1", 0, setting="-"))

@@ -13,7 +13,7 @@ from lab import bench
 from lab.cli import app
 from lab.connect import Connect
 from lab.fanout import Fanout
-from lab.install import read_processes
+from lab.install import Install, epitaph, read_processes
 from lab.latency import Latency
 from lab.proc import Gone, NotEnoughFiles, cpu_us, family_cpu_us, machine, machine_cpu_us, raise_file_limit, rss_bytes
 from lab.report import Report, as_json, missed, show
@@ -107,6 +107,18 @@ def test_figures_of_this_very_process(tmp_path: Path):
     assert family_cpu_us(os.getpid()) >= cpu_us(os.getpid()) > 0
     assert machine_cpu_us() > cpu_us(os.getpid())
     assert machine(tmp_path).data_filesystem != "unknown"
+
+
+def test_the_last_words_of_a_dead_process_are_kept(tmp_path: Path):
+    import os
+
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "gateway-1.log").write_text("out of ink")
+    (tmp_path / "logs" / "nats.log").write_text("still writing")
+    words = epitaph(Install([], "always", str(tmp_path), {"gateway 1": 2**22 + 1, "nats": os.getpid()}))
+    assert "gateway 1 has ended" in words
+    assert "out of ink" in words
+    assert "still writing" not in words
 
 
 def test_a_process_that_has_ended_is_said_to_be_gone():

@@ -1,0 +1,157 @@
+"""Single histories in which the feed loses something, or a group is new to the node."""
+
+import asyncio
+
+from events import selector, session
+from events.envelope import Recorded
+from service.delivery import repair
+from service.log.memory import MemoryEventLog
+from tests.servers.delivery import SUBJECTS, World, running, settled, turns
+
+
+async def given(world: World, number: int, frames: list[int]) -> None:
+    """Wait until a peer was given that many; they must be these, in this order."""
+    async with asyncio.timeout(2):
+        while len(world.peers[number].transport.frames) < len(frames):
+            await turns(1)
+    assert world.peers[number].transport.frames == frames
+
+
+async def test_the_next_message_reveals_a_lost_one_and_both_come_in_order() -> None:
+    async with running() as world:
+        world.open(None)
+        await turns(3)
+        world.log.drop_next_live()
+        world.call(selector.All(), None)
+        world.call(selector.All(), None)
+        await given(world, 0, [0, 1, 2])
+        assert world.dispatcher.counters.repaired == 2
+        assert world.dispatcher.counters.tail_repairs == world.dispatcher.counters.holes == 0
+
+
+async def test_a_loss_that_others_have_overtaken_is_said_and_not_skipped() -> None:
+    async with running() as world:
+        world.open(None)
+        world.open(None)
+        world.join(world.peers[0], ["a"], here=True)
+        await turns(5)
+        world.log.drop_next_live()
+        world.call(selector.All(), None)
+        world.call(selector.Client(world.peers[0].id), None)
+        await given(world, 0, [0, 2])
+        await settled(world)
+        assert world.peers[0].hole, "it was given 2, so 1 can no longer come in order"
+        assert not world.peers[1].hole
+        assert world.peers[1].transport.frames == [0, 1]
+
+
+async def test_a_late_join_to_several_groups_that_have_moved_on_is_one_hole() -> None:
+    async with running() as world:
+        for _ in range(2):
+            world.open(None)
+        world.join(world.peers[0], ["a", "b"], here=True)
+        await turns(5)
+        world.log.drop_next_live()
+        world.join(world.peers[1], ["a", "b"], here=True)
+        world.call(selector.Group("a"), None)
+        world.call(selector.Group("b"), None)
+        await given(world, 0, [0, 1, 2])
+        await settled(world)
+        assert world.peers[1].hole
+        assert world.dispatcher.counters.holes == 1
+        hub = world.dispatcher.interest.hubs["h"]
+        assert not any(world.peers[1].id in chain.members for chain in hub.chains.values()), "it has left everything"
+
+
+async def test_the_end_of_a_session_is_not_taken_for_a_lost_message() -> None:
+    async with running() as world:
+        world.open(None)
+        world.open(None)
+        await turns(3)
+        chains = list(world.dispatcher.interest.chains())
+        world.dispatcher.interest.release(world.peers[0].receiver)
+        world.command(world.peers[0], session.Close("transport_error"))
+        await repair.look_behind(world.dispatcher, chains)
+        assert world.dispatcher.live
+        assert world.dispatcher.counters.tail_repairs == 0
+
+
+class CountingLog(MemoryEventLog):
+    """Counts what is read, and how many lasts are asked for at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lasts: list[int] = []
+        self.single = 0
+
+    async def last(self, subject: str) -> Recorded | None:
+        self.single += 1
+        return await super().last(subject)
+
+    async def last_many(self, subjects, up_to=None):
+        wanted = list(subjects)
+        self.lasts.append(len(wanted))
+        return await super().last_many(wanted, up_to)
+
+
+async def test_a_join_made_elsewhere_reads_its_own_group_only() -> None:
+    log = CountingLog()
+    async with running(log) as world:
+        for _ in range(20):
+            world.open(None)
+        await turns(3)
+        world.join(world.peers[0], ["a"], here=False)
+        world.call(selector.Group("a"), None)  # nobody here hears it: the group is new
+        world.call(selector.All(), None)
+        await given(world, 0, [0, 1, 2])
+        await given(world, 1, [0, 2])
+        assert world.dispatcher.counters.holds == 1
+        assert (log.single, log.lasts) == (1, [])
+
+
+async def test_joins_that_come_while_one_is_looked_into_are_looked_into_together() -> None:
+    log = CountingLog()
+    async with running(log) as world:
+        for _ in range(20):
+            world.open(None)
+        await turns(3)
+        for number, peer in enumerate(world.peers):
+            world.join(peer, [f"g{number}", "a"], here=False)
+            world.call(selector.Group(f"g{number}"), None)
+        world.call(selector.Group("a"), None)
+        for number in range(20):
+            await given(world, number, [0, number + 1, 21])
+        assert world.dispatcher.counters.holds <= 2
+        assert not any(peer.hole for peer in world.peers)
+        await settled(world)
+        world.check(holes_allowed=False)
+
+
+async def test_what_was_said_to_a_group_before_anyone_here_was_in_it_stays_unsaid() -> None:
+    async with running() as world:
+        world.open(None)
+        await turns(3)
+        world.call(selector.Group("a"), None)
+        world.join(world.peers[0], ["a"], here=False)
+        world.call(selector.Group("a"), None)
+        await given(world, 0, [0, 2])
+        await settled(world)
+        world.check(holes_allowed=False)
+
+
+async def test_a_user_is_heard_while_its_session_opens_and_dropped_after_it_left() -> None:
+    async with running() as world:
+        interest = world.dispatcher.interest
+        world.open("u")
+        world.log.drop_next_live()
+        world.open("v")  # its `opened` is lost, so it is still expected
+        await turns(3)
+        interest.release(world.peers[0].receiver)
+        interest.reap(1e12)
+        hub = interest.hubs["h"]
+        assert SUBJECTS.user("u") not in hub.chains, "although another session of the hub is being opened"
+        assert SUBJECTS.user("v") in hub.chains
+        interest.release(world.peers[1].receiver)
+        interest.reap(1e12)
+        assert interest.hubs == {}
+        assert world.log.subscriptions == {}
