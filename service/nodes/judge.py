@@ -19,11 +19,11 @@ from events import node, subjects
 from events.envelope import NewEvent
 from events.errors import HublogError
 from events.ids import EventId
-from projections.read import ReadModel, sweeping
 from projections.read.sweeping import Life
 from service.log.author import Author
 from service.log.port import Stored
 from service.nodes.lease import LeaseRecord
+from service.nodes.rows import Lives
 
 LOOK_EVERY_S = 1.0
 LOST_AFTER_S = 10.0
@@ -51,22 +51,6 @@ class Leases(Protocol):
     async def lease_get(self, key: str) -> tuple[bytes, int] | None: ...
 
     async def publish(self, subject: str, event: NewEvent) -> Stored: ...
-
-
-class Lives(Protocol):
-    """What the log says of incarnations; see ``projections.read.sweeping.lives``."""
-
-    async def lives(self, leased: list[str]) -> list[Life]: ...
-
-
-class StoredLives:
-    """``Lives`` of the read models."""
-
-    def __init__(self, model: ReadModel) -> None:
-        self._model = model
-
-    async def lives(self, leased: list[str]) -> list[Life]:
-        return await sweeping.lives(self._model, leased)
 
 
 class _Seen(msgspec.Struct):

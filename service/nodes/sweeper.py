@@ -8,8 +8,8 @@ that has resumed elsewhere meanwhile is not touched. Knows neither leases (``ser
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from typing import Literal, Protocol, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Literal, TypeAlias
 
 import msgspec
 import psycopg
@@ -20,12 +20,11 @@ from events.envelope import Recorded
 from events.errors import Conflict, HublogError, Refused, UnreadableEvent, UpgradeRequired
 from events.ids import HubName
 from events.subjects import HubSubjects
-from projections.forget import close_forgotten
-from projections.read import ReadModel, sweeping
-from projections.read.sweeping import LostLife, Owed
+from projections.read.sweeping import Owed
 from service.log.author import Author
 from service.log.commands import CommandRunner, Known
 from service.log.port import EventLog
+from service.nodes.rows import Rows
 
 ROUND_S = 1.0
 AGAIN_S = 10.0  # a lost incarnation is swept again: what it had sent may have come late
@@ -41,48 +40,6 @@ Page = Callable[[Owed | None], Awaitable[list[Owed]]]
 Choose = Callable[[Owed, Known[session.State] | None], session.Command | None]
 
 _log = structlog.get_logger(__name__)
-
-
-class Rows(Protocol):
-    """What the read models know; see ``projections.read.sweeping``. Lists end with an empty page."""
-
-    async def lost(self, after: int) -> list[LostLife]: ...
-
-    async def attached(self, partition: int, incarnations: list[str], after: Owed | None) -> list[Owed]: ...
-
-    async def overdue(self, partition: int, before_us: int, after: Owed | None) -> list[Owed]: ...
-
-    async def ageing(self, partition: int, up_to: int, after: Owed | None) -> list[Owed]: ...
-
-    async def sequence_before(self, partition: int, before_us: int) -> int: ...
-
-    async def forget(self, partition: int, sessions: Sequence[Owed]) -> int: ...
-
-
-class StoredRows:
-    """``Rows`` of Postgres."""
-
-    def __init__(self, model: ReadModel, dsn: str) -> None:
-        self._model = model
-        self._dsn = dsn
-
-    async def lost(self, after: int) -> list[LostLife]:
-        return await sweeping.lost(self._model, after)
-
-    async def attached(self, partition: int, incarnations: list[str], after: Owed | None) -> list[Owed]:
-        return await sweeping.attached(self._model, partition, incarnations, after)
-
-    async def overdue(self, partition: int, before_us: int, after: Owed | None) -> list[Owed]:
-        return await sweeping.overdue(self._model, partition, before_us, after)
-
-    async def ageing(self, partition: int, up_to: int, after: Owed | None) -> list[Owed]:
-        return await sweeping.ageing(self._model, partition, up_to, after)
-
-    async def sequence_before(self, partition: int, before_us: int) -> int:
-        return await sweeping.sequence_before(self._model, partition, before_us)
-
-    async def forget(self, partition: int, sessions: Sequence[Owed]) -> int:
-        return await close_forgotten(self._dsn, partition, sessions)
 
 
 class _Lost(msgspec.Struct):
@@ -266,6 +223,9 @@ class Sweeper:
             command = choose(row, known)
             if command is None:
                 return
+            if known is not None and isinstance(command, session.Carry):
+                await self._carry(row, known)
+                return
             executed = await self._runner.execute(self._subject(row), command, actor=ACTOR, hint=lambda: known)
         except (Refused, Conflict, UpgradeRequired, UnreadableEvent) as exc:
             self.done["skipped"] += 1
@@ -274,6 +234,14 @@ class Sweeper:
         if executed.events:
             self._written = max(self._written, executed.known.sequence)
             self.done[_what(executed.events[-1])] += 1
+
+    async def _carry(self, row: Owed, known: Known[session.State]) -> None:
+        """Write the last event again, if it still is the last: a newer one needs no carrying. Raises: Conflict."""
+        events = session.decide(known.state, session.Carry())
+        written = [self._author.write(event, actor=ACTOR) for event in events]
+        if written:
+            self._written = max(self._written, await self._log.append(self._subject(row), written, known.sequence))
+            self.done["carried"] += 1
 
     def _subject(self, row: Owed) -> str:
         subjects = self._subjects.get(row.hub)
@@ -300,8 +268,6 @@ def _what(event: codec.Event) -> Done:
     match event:
         case session.Detached():
             return "detached"
-        case session.Carried():
-            return "carried"
         case session.Closed(reason="expired"):
             return "expired"
         case _:

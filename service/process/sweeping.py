@@ -10,8 +10,9 @@ from service.log.author import Author
 from service.log.commands import CommandRunner, SessionAggregate
 from service.log.jetstream import JetStreamLog
 from service.nodes import judge, sweeper
-from service.nodes.judge import Judge, StoredLives
-from service.nodes.sweeper import StoredRows, Sweeper
+from service.nodes.judge import Judge
+from service.nodes.rows import StoredRows
+from service.nodes.sweeper import Sweeper
 from service.settings import Settings
 from service.telemetry import Metrics
 
@@ -28,9 +29,7 @@ class Sweeping:
         self._model = ReadModel(dsn, log.partitions, connections_max=CONNECTIONS_MAX)
         rows = StoredRows(self._model, dsn)
         first = projectors[0]
-        self.judge = Judge(
-            log, StoredLives(self._model), author, lambda: _reached(first) is not None, _elsewhere(first)
-        )
+        self.judge = Judge(log, rows, author, lambda: _reached(first) is not None, _elsewhere(first))
         self.sweepers = [
             Sweeper(
                 projector.partition,

@@ -18,9 +18,10 @@ from service.log.author import Author
 from service.log.commands import CommandRunner, SessionAggregate
 from service.log.jetstream import JetStreamLog, jetstream_log, migrate_log
 from service.log.memory import MemoryEventLog
-from service.nodes.judge import Judge, StoredLives, lost_id
+from service.nodes.judge import Judge, lost_id
 from service.nodes.lease import Lease
-from service.nodes.sweeper import StoredRows, Sweeper
+from service.nodes.rows import StoredRows
+from service.nodes.sweeper import Sweeper
 from tests.servers.nats import MakeNats
 from tests.servers.plain_fold import PlainFold
 from tests.servers.processes import until
@@ -237,7 +238,9 @@ async def test_nobody_is_lost_because_nats_was_away(fresh_nats: MakeNats, databa
 
         log = await connect("judge")
         world = World(log, database)
-        judge = Judge(log, StoredLives(world.model), world.author, lambda: world.reached is not None, lambda: False)
+        judge = Judge(
+            log, StoredRows(world.model, database), world.author, lambda: world.reached is not None, lambda: False
+        )
         leases = []
         for name in ("gw-0", "gw-1"):
             of_node = await connect(name)
