@@ -263,7 +263,7 @@ class Dispatcher:
                 self._begin(receiver, sequence)
             if receiver.live:
                 self._follow_groups(receiver, state, sequence, own=own or isinstance(event, session.Attached))
-            receiver.on_event(event, state, sequence)
+            receiver.on_event(receiver, event, state, sequence)
 
     def _begin(self, receiver: Receiver, sequence: int) -> None:
         """The session is this connection's from here on."""

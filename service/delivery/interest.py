@@ -56,7 +56,7 @@ class Receiver:
         connection: str,
         user: str | None,
         outbox: Outbox,
-        on_event: Callable[[session.Event, session.State, int], None],
+        on_event: "OnEvent",
         on_hole: Callable[[int], None],
         kind: int = 0,
     ) -> None:
@@ -83,6 +83,10 @@ class Receiver:
         """Nobody is there any more. Chains remember those who left: that must not keep a connection alive."""
         self.hub, self.live, self.outbox = None, False, _CLOSED
         self.on_event = self.on_hole = _nobody
+
+
+# (receiver, event, the state after it, sequence), once memberships have followed it.
+OnEvent = Callable[[Receiver, session.Event, session.State, int], None]
 
 
 class Chain:

@@ -103,7 +103,6 @@ class Connection:
     """Serves one client from its handshake to its end. All methods run on the loop of the process."""
 
     __slots__ = (
-        "_attached",
         "_busy",
         "_calls",
         "_ended",
@@ -140,7 +139,6 @@ class Connection:
         self._idle: asyncio.Event | None = None
         self._ended = False
         self._reason: session.Closing | None = "transport_error"
-        self._attached = False
         self._rewind: int | None = None
         self.standing = Standing()
         self.gate: Gate | None = None
@@ -338,19 +336,17 @@ class Connection:
         if not opened:
             raise SessionExists("the session id is taken")
 
-    def _own_event(self, event: session.Event, state: session.State, sequence: int) -> None:
+    def _own_event(self, receiver: Receiver, event: session.Event, state: session.State, sequence: int) -> None:
         """One of the session's own events came by in the feed."""
-        if state.status == "active" and state.connection == self.id:
-            self._attached = True
-        if self._ended:
-            return
+        if self._ended or not receiver.live:
+            return  # not this connection's session any more, or not yet
         if self.manager is not None:
-            self.manager.local.learn(self.session_id, Known(state, sequence))
+            self.manager.local.learn(receiver.session, Known(state, sequence))
         if isinstance(event, session.Closed):
             self._gone(Kicked(f"the session was closed: {event.reason}"))
-        elif self._attached and state.connection != self.id:
+        elif state.connection != self.id:
             self._gone(Replaced("another connection resumed the session"))
-        elif self._attached and state.status == "detached":
+        elif state.status == "detached":
             self._gone(Restarting("the session was detached from this connection"))
 
     def _gone(self, error: HublogError) -> None:
@@ -458,7 +454,7 @@ class Connection:
 def wire_options(query: Mapping[str, str]) -> WireOptions:
     """What a client asks for when connecting. Raises: InvalidQuery."""
     asked = query.get("resumable", "0")
-    kind = {"0": 0, "false": 0, "1": 1, "true": 1, "notice": 2}.get(asked)
+    kind = {"0": 0, "false": 0, "": 1, "1": 1, "true": 1, "notice": 2}.get(asked)
     if kind is None:
         raise InvalidQuery(f"resumable is {asked[:32]!r}, not 1 or notice")
     token = query.get("resume")

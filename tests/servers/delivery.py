@@ -45,7 +45,7 @@ class Peer:
         self.hole = False
         self.ended_at: int | None = None
 
-    def _own(self, event: session.Event, _state: session.State, _sequence: int) -> None:
+    def _own(self, _receiver: Receiver, event: session.Event, _state: session.State, _sequence: int) -> None:
         if isinstance(event, session.Closed):
             self.world.dispatcher.interest.release(self.receiver)
 

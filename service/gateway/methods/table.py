@@ -31,7 +31,7 @@ class SessionAnswer(msgspec.Struct, frozen=True, rename="camel"):
     groups: list[str]
     resumed: bool
     resync: str | None
-    code: str | None
+    code: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class MembershipAnswer(msgspec.Struct, frozen=True, rename="camel"):
@@ -88,7 +88,7 @@ async def _session_answer(caller: Caller) -> bytes:
             groups=sorted(known.state.groups),
             resumed=standing.resumed,
             resync=standing.resync,
-            code=standing.code,
+            code=standing.code or msgspec.UNSET,
         )
     )
 

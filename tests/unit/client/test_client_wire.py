@@ -60,8 +60,9 @@ def test_what_is_no_message_is_unreadable(record: bytes) -> None:
 def test_the_answer_to_the_handshake() -> None:
     assert wire.handshake_error(b"{}") is None
     assert wire.handshake_error(b'{"error":"shutting_down: going"}') == "shutting_down: going"
-    with pytest.raises(wire.Unreadable):
-        wire.handshake_error(b"[]")
+    for record in (b"[]", b'{"type":6}'):
+        with pytest.raises(wire.Unreadable):
+            wire.handshake_error(record)
 
 
 def test_every_error_of_the_service_is_read_as_it_was_said() -> None:

@@ -66,7 +66,7 @@ class Client:
         dispatcher = self.world.nodes[node]
         connection = f"{self.id}-{self.connections}"
 
-        def own(_event: session.Event, state: session.State, _sequence: int) -> None:
+        def own(receiver: Receiver, _event: session.Event, state: session.State, _sequence: int) -> None:
             if receiver.live and (state.connection != connection or state.status != "active"):
                 dispatcher.interest.release(receiver)
 

@@ -141,7 +141,7 @@ async def test_each_refused_call_says_why_and_the_next_one_works(node: Node):
             "invalid_name": ("hub.join", "x" * 257),
             "too_many_groups": ("hub.join", [f"g{number}" for number in range(129)]),
             "too_many_targets": ("hub.invoke", {"to": "clients", "sessions": [str(n) for n in range(1001)]}, "say", []),
-            "not_available": ("hub.resume", "token", "cursor"),
+            "not_resumable": ("hub.resume", "token", "cursor"),
         }
         for number, (code, arguments) in enumerate(refused.items()):
             call(client, number, *arguments)

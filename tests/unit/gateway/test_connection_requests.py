@@ -173,16 +173,12 @@ async def test_metadata_of_the_largest_size_is_kept_byte_for_byte(node: Node):
         assert bytes(state.metadata) == meta.encode()
 
 
-@pytest.mark.parametrize("query", ["?resumable", "?resumable=1", "?resumable=notice", "?resume=token", "?resume="])
-async def test_what_is_not_there_yet_is_said(http: aiohttp.ClientSession, node: Node, query: str):
-    async with node.client(query, handshake=None) as client:
-        client.send(HANDSHAKE)
-        assert json.loads(await client.record(containing=b"error"))["error"].startswith("not_available: ")
-        await client.end()
-    assert str((await negotiate(http, node, query))["error"]).startswith("not_available: ")
-    async with node.client(f"{query}&id={grant(node)}", handshake=None) as client:
-        client.send(HANDSHAKE)
-        assert json.loads(await client.record(containing=b"error"))["error"].startswith("not_available: ")
+@pytest.mark.parametrize("query", ["?resumable=perhaps", "?resume=token", "?resume=&cursor=x"])
+async def test_what_cannot_be_asked_for_is_said_before_the_upgrade(http: aiohttp.ClientSession, node: Node, query: str):
+    async with http.get(f"{node.url}/hubs/h{query}", headers={"Upgrade": "websocket"}) as refused:
+        assert refused.status == 400
+        assert (await refused.json(content_type=None))["code"] == "invalid_query"
+    assert str((await negotiate(http, node, query))["error"]).startswith("invalid_query: ")
     assert node.log.sessions() == {}
 
 
