@@ -78,7 +78,7 @@ class Watch:
 
         ``known``: incarnations to watch although they may have no lease (another one of the same node has it now).
         """
-        if self._ended_s is not None and False:
+        if self._ended_s is not None and ended_s - self._ended_s > GAP_MAX_S:
             self.interrupted()
         self._began_s, self._ended_s = began_s, ended_s
         watched = {*known, *renewals}

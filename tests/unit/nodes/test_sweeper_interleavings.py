@@ -312,3 +312,16 @@ async def test_what_cannot_be_written_stays_owed() -> None:
     await world.settle()
     assert world.sweeper.done == {"detached": 2, "closed": 1}
     assert world.sweeper.problem is None
+
+
+async def test_what_has_a_newer_event_than_the_rows_know_is_not_carried() -> None:
+    world = World()
+    for name in ("a", "b"):
+        await world.do(("open", name, "one", 0))
+    await world.do(("project", "", "", 4))
+    world.now_s += MAX_AGE_S / 2 + 1
+    await world.do(("join", "a", "one", 0))
+    await world.sweep()
+    assert world.sweeper.done == {"carried": 1}
+    assert world.check() == {"Carried": 1}
+    assert (await world.runners["one"].load(CHAT.session("b"))).sequence == 4
