@@ -284,12 +284,13 @@ class Dispatcher:
         for group, joined in state.groups.items():
             if before.get(group) == joined:
                 continue
-            chain, unsure = self.interest.join(receiver, group, max(joined, receiver.since), own=own)
+            start = max(joined, receiver.since)
+            chain, unsure = self.interest.join(receiver, group, start, own=own)
             if unsure:
                 new.append(chain)
-            elif chain.last > max(joined, receiver.since):
-                # The join itself came late, and calls behind it have passed.
-                overtaken = max(joined, receiver.since)
+            if max(chain.last, chain.base, chain.hub.many.last) > start:
+                # The join itself came late, and calls behind it have passed, or were never heard here.
+                overtaken = start
         if new:
             self.hold("new group", new)
         if overtaken:

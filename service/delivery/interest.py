@@ -93,11 +93,12 @@ class Chain:
     """One literal subject. ``known``: everything on it up to this sequence was heard, or concerns nobody here.
 
     ``last`` is the last sequence really seen on it. A chain without members is not checked for holes. ``covered``: it
-    has been heard since before the first of its members began. ``expected``: sessions that will be members once their
-    `opened` has come by.
+    has been heard since before the first of its members began, which was at ``base``. ``expected``: sessions that
+    will be members once their `opened` has come by.
     """
 
     __slots__ = (
+        "base",
         "covered",
         "expected",
         "hub",
@@ -121,6 +122,7 @@ class Chain:
         self.known = 0
         self.last = 0
         self.covered = False
+        self.base = 0
         self.expected = 0
         self.subscription: Subscription | None = None
         self.idle_since_s = time.monotonic()
@@ -178,6 +180,10 @@ class HubInterest:
         return self.chain("group", group, self.subjects.group(group))
 
     @property
+    def many(self) -> Chain:
+        return self.chains[self.subjects.many()]
+
+    @property
     def idle(self) -> bool:
         return not self.receivers and not self.expected
 
@@ -224,7 +230,7 @@ class Interest:
         receiver.since, receiver.live = max(receiver.since, sequence), True
         receiver.delivered = max(receiver.delivered, sequence)
         hub.expected -= 1
-        chains = [hub.chains[hub.subjects.all()], hub.chains[hub.subjects.many()]]
+        chains = [hub.chains[hub.subjects.all()], hub.many]
         if receiver.user is not None:
             user = hub.chain("user", receiver.user, hub.subjects.user(receiver.user))
             user.expected -= 1
@@ -250,7 +256,8 @@ class Interest:
         expected = own and hub.group(group) is not None
         chain = hub.expect_group(group)
         unsure = not chain.covered and not expected
-        chain.covered = True
+        if not chain.covered:
+            chain.covered, chain.base = True, sequence
         chain.start(receiver, sequence)
         return chain, unsure
 

@@ -100,7 +100,7 @@ def _awaited(collected: Iterable[tuple[Chain, int, bytes]]) -> list[Chain]:
     fresh = [chain for chain in starts if chain.kind == "group" and not chain.covered and not chain.members]
     for chain in fresh:
         chain.known = max(chain.known, starts[chain])
-        chain.covered = True  # from that join on, once it has been read
+        chain.covered, chain.base = True, starts[chain]  # from that join on, once it has been read
     return fresh
 
 
