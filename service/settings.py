@@ -270,6 +270,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             shown="30m",
         ),
     ] = 1800.0
+    nats_grace_s: Annotated[
+        float,
+        Variable(
+            "NATS_GRACE",
+            _seconds(1, 3600),
+            "How long a gateway that lost NATS keeps its connections before it sends them to other nodes.",
+        ),
+    ] = 30.0
     message_bytes_max: Annotated[
         int, Variable("MESSAGE_BYTES_MAX", _size(1024, 512 * 1024), "The largest message that a client may send.")
     ] = 32_768

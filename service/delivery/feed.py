@@ -8,9 +8,10 @@ Hot path: one decode and one encoding per event, one write per receiver; no task
 """
 
 import asyncio
-import time
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
+from time import monotonic
 
 import msgspec
 import structlog
@@ -84,6 +85,7 @@ class Dispatcher:
         self.position = 0  # the highest sequence dispatched
         self.live = True
         self.held_since_s = 0.0
+        self.holds_until_s = math.inf  # until when the node's lease holds; beyond it nothing is delivered
         self._encode = encode
         self._prefix = str(Position(log.epoch, partition, 0))[:-1]
         # None: everything may have been missed. Else only these chains must be read.
@@ -97,6 +99,8 @@ class Dispatcher:
 
     def hear(self, chain: Chain, sequence: int, previous: int, payload: bytes) -> None:
         """A message of the feed."""
+        if monotonic() > self.holds_until_s:
+            self.hold("suspended", None)
         if not self.live:
             self._collect(chain, sequence, previous, payload)
             return
@@ -177,7 +181,7 @@ class Dispatcher:
             self.scope.update(scope)
         if self.live:
             self.live = False
-            self.held_since_s = time.monotonic()
+            self.held_since_s = monotonic()
             self.counters.holds += 1
             if scope is None:
                 _log.info("delivery.held", partition=self.partition, reason=reason)
@@ -228,9 +232,19 @@ class Dispatcher:
 
     async def held(self) -> None:
         """Return when the dispatcher is held and its feed is connected, so that a repair can begin."""
-        while self.live or not self.feed.connected:
+        while self.live or self.suspended or not self.feed.connected:
             self._wake.clear()
             await self._wake.wait()
+
+    @property
+    def suspended(self) -> bool:
+        """Whether the node's lease is too old to deliver anything."""
+        return monotonic() > self.holds_until_s
+
+    def renewed(self, holds_until_s: float) -> None:
+        """The node's lease holds until then (monotonic)."""
+        self.holds_until_s = holds_until_s
+        self._wake.set()
 
     def observe(self) -> None:
         """Hold with every disconnect, before anything that comes after it."""

@@ -122,7 +122,7 @@ class Handover:
         self.replayed += len(frames)
         while True:
             for frame in frames:
-                while outbox.open and outbox.half_full:  # noqa: ASYNC110  a transport has no event for "half empty"
+                while outbox.open and (outbox.half_full or self._dispatcher.suspended):  # noqa: ASYNC110  a transport has no event for "half empty"
                     await asyncio.sleep(PACE_S)
                 outbox.write(frame)
             frames = resumer.gate.take(beyond=high)

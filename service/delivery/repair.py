@@ -16,7 +16,7 @@ import structlog
 
 from events import codec, session
 from events.envelope import Recorded
-from events.errors import HublogError
+from events.errors import HublogError, Suspended
 from service.delivery.feed import Dispatcher
 from service.delivery.interest import Chain
 
@@ -123,6 +123,8 @@ async def _read_all(dispatcher: Dispatcher) -> int:
     found += await _read(dispatcher, [chain for chain in rest if chain.known < high], high)
     found.sort(key=lambda item: item[1].sequence)
     overtaken = dispatcher.position
+    if dispatcher.suspended:
+        raise Suspended("the lease ran out during a repair")
     for chain, event in found:
         if event.sequence <= chain.known:
             continue

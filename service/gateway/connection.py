@@ -60,6 +60,7 @@ DETACHING: dict[str, session.Detaching] = {
     "slow_consumer": "slow_consumer",
     "hole": "hole",
     "shutdown": "draining",
+    "node_lost": "node_lost",
 }
 CLOSINGS_MAX = 30_000  # sessions that wait to be closed, as while NATS is away; beyond it nobody new is taken
 

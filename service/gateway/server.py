@@ -14,6 +14,7 @@ import msgspec
 import structlog
 from aiohttp import hdrs, web
 
+from events import session
 from events.errors import (
     ConnectionInUse,
     HublogError,
@@ -149,6 +150,11 @@ class GatewayServer:
                     if not connection.ended:
                         _tick(connection, now_s)
                 await asyncio.sleep(TICK_S / TICK_SLICES)
+
+    def end_all(self, why: str, reason: session.Closing) -> None:
+        """Send everybody elsewhere at once: what this node would tell them may not be true any more."""
+        for connection in list(self.connections.values()):
+            connection.end(Restarting(why), reason)
 
     async def drain(self, drain_s: float) -> None:
         """Take nobody new, and send everybody to another node: in batches over half of the time, in random order."""

@@ -172,12 +172,9 @@ class Judge:
         renewals: dict[str, int] = {}
         nodes: dict[str, str] = {}
         for value, stored_at_us in found.values():
-            try:
-                record = msgspec.json.decode(value, type=LeaseRecord)
-            except msgspec.DecodeError:
-                _log.error("lease.unreadable", size=len(value))
-                continue
-            renewals[record.incarnation], nodes[record.incarnation] = stored_at_us, record.node
+            record = _read(value)
+            if record is not None:
+                renewals[record.incarnation], nodes[record.incarnation] = stored_at_us, record.node
         answered = await self._learn(renewals, nodes)
         lost = {life.incarnation for life in self._known.values() if life.lost}
         living = {incarnation: at for incarnation, at in renewals.items() if incarnation not in lost}
@@ -205,8 +202,8 @@ class Judge:
         life = self._known[incarnation]
         found = await self._leases.lease_get(subjects.token(life.node))
         if found is not None:
-            record = msgspec.json.decode(found[0], type=LeaseRecord)
-            if record.incarnation == incarnation and found[1] != renewed_us:
+            record = _read(found[0])
+            if record is not None and record.incarnation == incarnation and found[1] != renewed_us:
                 self._watch.start_over(incarnation)  # the look was answered by a replica that lags
                 return
         if not self._watch.still_silent(incarnation, self._clock()):
@@ -226,6 +223,15 @@ class Judge:
         if self.problem is None:
             _log.warning("judge.cannot_see", problem=problem)
         self.problem = problem
+
+
+def _read(value: bytes) -> LeaseRecord | None:
+    """What a renewal says; None where nobody can read it, and then nobody has renewed."""
+    try:
+        return msgspec.json.decode(value, type=LeaseRecord)
+    except msgspec.DecodeError:
+        _log.error("lease.unreadable", size=len(value))
+        return None
 
 
 def lost_id(incarnation: str) -> EventId:

@@ -1,21 +1,27 @@
 """A node's lease: one incarnation, made known at start and renewed while the process lives.
 
-Owns what is written to the bucket of leases and to the node's own subject. Judges nobody: that is the sweeper's.
+Owns what is written to the bucket of leases and to the node's own subject, and when the node must hold still: a lease
+that was not renewed for 8 s is *suspended*, 2 s before anybody may call the node lost. Its age is looked at whenever it
+matters, not by a timer only: a process that was stopped finds it out with its first step. Judges nobody.
 """
 
 import asyncio
+import time
 import uuid
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 import structlog
 
-from events import node, subjects
+from events import codec, node, subjects
 from events.errors import HublogError, OutcomeUnknown
 from service.log.author import Author
 from service.log.port import EventLog
 
 RENEW_EVERY_S = 2.0
+SUSPENDED_AFTER_S = 8.0
+WATCH_EVERY_S = 0.5
 GOODBYE_S = 3.0  # a process that was told to stop has one deadline for everything
 
 _log = structlog.get_logger(__name__)
@@ -37,14 +43,31 @@ class LeaseRecord(msgspec.Struct, frozen=True):
 
 
 class Lease:
-    """The lease of this process. ``renewed_us``: when it was last written, by this process's clock."""
+    """The lease of this process. ``renewed_us``: when it was last written, by this process's clock.
+
+    ``on_renewed`` is called with the monotonic time until which the lease now holds; ``on_lost`` when the incarnation
+    was called lost: everything that was begun under it must end before the next one begins.
+    """
 
     def __init__(
-        self, node_id: str, version: str, url: str, log: EventLog, bucket: LeaseBucket, author: Author
+        self,
+        node_id: str,
+        version: str,
+        url: str,
+        log: EventLog,
+        bucket: LeaseBucket,
+        author: Author,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.node = node_id
         self.incarnation = uuid.uuid4().hex
         self.renewed_us = 0
+        self.on_renewed: Callable[[float], None] = lambda _until_s: None
+        self.on_lost: Callable[[], None] = lambda: None
+        self.lost = 0
+        self._clock = clock
+        self._holds_until_s = 0.0
         self._version = version
         self._url = url
         self._log = log
@@ -63,13 +86,57 @@ class Lease:
         while True:
             await asyncio.sleep(RENEW_EVERY_S)
             try:
-                await self._renew()
+                if await self._called_lost():
+                    await self._begin_anew()
+                else:
+                    await self._renew()
             except HublogError as error:
                 if not failing:
                     _log.warning("lease.not_renewed", node=self.node, code=error.code)
                 failing = True
             else:
                 failing = False
+
+    def suspended(self) -> bool:
+        """Whether nothing may be delivered and no command be sent: the lease is too old."""
+        return self._clock() > self._holds_until_s
+
+    async def watch(self, grace_s: float, on_grace: Callable[[], None]) -> None:
+        """Say when the node is suspended; call ``on_grace`` once it was for too long. Ends by cancellation."""
+        since_s: float | None = None
+        over = False
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            if not self.suspended():
+                if since_s is not None:
+                    _log.info("node.resumed", node=self.node, suspended_s=round(self._clock() - since_s, 1))
+                since_s, over = None, False
+            elif since_s is None:
+                since_s = self._clock()
+                _log.warning("node.suspended", node=self.node)
+            elif not over and self._clock() - since_s > grace_s:
+                over = True
+                on_grace()
+
+    async def _called_lost(self) -> bool:
+        """Whether somebody has called this incarnation lost; asked before each renewal, which would hide it."""
+        last = await self._log.last(subjects.node(self.node))
+        if last is None:
+            return False
+        event = codec.decode(last.payload)[1]
+        return isinstance(event, node.Lost) and event.incarnation == self.incarnation
+
+    async def _begin_anew(self) -> None:
+        """Others have been told that this incarnation is gone: end what it had, and take a new one."""
+        _log.warning("node.called_lost", node=self.node, incarnation=self.incarnation)
+        self.lost += 1
+        self.on_lost()
+        previous, self.incarnation = self.incarnation, uuid.uuid4().hex
+        await self._renew()
+        started = node.Started(
+            node=self.node, incarnation=self.incarnation, version=self._version, url=self._url, previous=previous
+        )
+        await self._write(started)
 
     async def drain(self) -> None:
         """Say that this node is going away; a log that does not answer does not keep it.
@@ -84,8 +151,11 @@ class Lease:
 
     async def _renew(self) -> None:
         value = msgspec.json.encode(LeaseRecord(self.node, self.incarnation))
+        asked_s = self._clock()  # the lease counts from before it was asked for: others see it no earlier than that
         await self._bucket.lease_put(subjects.token(self.node), value)
         self.renewed_us = self._author.now_us()
+        self._holds_until_s = asked_s + SUSPENDED_AFTER_S
+        self.on_renewed(self._holds_until_s)
 
     async def _write(self, event: node.Event) -> None:
         written = self._author.write(event, actor="system:gateway")

@@ -18,6 +18,7 @@ from service.gateway.server import GatewayServer
 from service.gateway.signalr.machine import Limits
 from service.gateway.tokens import KeyRing
 from service.log.author import Author
+from service.log.fenced import FencedLog
 from service.nodes.lease import Lease
 from service.process.lifecycle import begin, operable
 from service.process.managers import global_view, manager_factory
@@ -39,8 +40,9 @@ async def run(settings: Settings, index: int) -> None:
     port = settings.gateway_port + index
     async with the_log(settings, node) as log, global_view(settings, log) as view:
         author = Author()
-        hubs = Hubs(log, manager_factory(settings, log, author, view))
         lease = Lease(node, version("hublog-service"), f"http://{settings.host}:{port}", log, log, author)
+        fenced = FencedLog(log, lease.suspended)
+        hubs = Hubs(fenced, manager_factory(settings, fenced, author, view))
         assert settings.secrets is not None
         dispatchers = [Dispatcher(number, log, log, encode) for number in range(log.partitions)]
         context = GatewayContext(
@@ -61,10 +63,11 @@ async def run(settings: Settings, index: int) -> None:
             session_ttl_us=int(settings.session_ttl_s * 1e6),
         )
         server = GatewayServer(context, settings.allowed_origins)
-        checks = {"nats": nats_check(log)}
+        _obey(lease, server, dispatchers)
+        checks = {"nats": nats_check(log), "lease": lambda: "suspended: not renewed" if lease.suspended() else None}
         async with (
             operable(settings, "gateway", node, offset=index, told_to_stop=told_to_stop, checks=checks) as metrics,
-            _rounds(dispatchers, lease, server),
+            _rounds(dispatchers, lease, server, settings.nats_grace_s),
             serving(server.app(), settings.host, port, setting="HUBLOG_GATEWAY_PORT"),
         ):
             _measure(metrics, server, dispatchers)
@@ -76,17 +79,36 @@ async def run(settings: Settings, index: int) -> None:
 
 
 @asynccontextmanager
-async def _rounds(dispatchers: list[Dispatcher], lease: Lease, server: GatewayServer) -> AsyncIterator[None]:
+async def _rounds(
+    dispatchers: list[Dispatcher], lease: Lease, server: GatewayServer, grace_s: float
+) -> AsyncIterator[None]:
     """The services of the process, from the lease on; they end together."""
     await lease.start()
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(repair.run(dispatcher)) for dispatcher in dispatchers]
         tasks += [group.create_task(lease.keep()), group.create_task(server.tick())]
+        tasks.append(group.create_task(lease.watch(grace_s, lambda: _give_up(server))))
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
+
+
+def _obey(lease: Lease, server: GatewayServer, dispatchers: list[Dispatcher]) -> None:
+    """What follows from the lease: until when is delivered, and what ends when the node was called lost."""
+
+    def renewed(until_s: float) -> None:
+        server.context.incarnation = lease.incarnation
+        for dispatcher in dispatchers:
+            dispatcher.renewed(until_s)
+
+    lease.on_renewed = renewed
+    lease.on_lost = lambda: server.end_all("this node was taken for lost", "node_lost")
+
+
+def _give_up(server: GatewayServer) -> None:
+    server.end_all("this node has lost its log for too long", "transport_error")
 
 
 def _calm_collector() -> None:

@@ -201,3 +201,13 @@ async def test_the_leader_is_asked_before_anybody_is_called_lost(monkeypatch) ->
     monkeypatch.setattr(world.log, "lease_get", lease_get)
     await world.watch(40, lease)
     assert await world.lost() == []
+
+
+async def test_a_lease_that_nobody_can_read_does_not_stop_the_judge() -> None:
+    world = World()
+    await world.start("gw")
+    await world.start("alive")
+    await world.log.lease_put("gw", b"{}")
+    await world.log.lease_put("odd", b"\xff")
+    await world.watch(12)
+    assert {lost.node for lost in await world.lost()} == {"gw", "alive"}

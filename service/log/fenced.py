@@ -1,0 +1,69 @@
+"""A log that takes commands only while its node may give them.
+
+Owns one question, asked at the first sending of each write: does the node still hold its lease? Reading goes on, and
+so do repeats of what was sent before, since that may be stored already.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+
+from events.envelope import NewEvent, Recorded
+from events.errors import Suspended
+from events.ids import Epoch
+from service.log.port import Done, EventLog, Stored
+
+
+class FencedLog:
+    """An :class:`EventLog` whose writes raise Suspended while ``suspended()``."""
+
+    def __init__(self, log: EventLog, suspended: Callable[[], bool]) -> None:
+        self._log = log
+        self._suspended = suspended
+
+    @property
+    def epoch(self) -> Epoch:
+        return self._log.epoch
+
+    @property
+    def partitions(self) -> int:
+        return self._log.partitions
+
+    async def append(self, subject: str, events: Sequence[NewEvent], expected: int) -> int:
+        self._check()
+        return await self._log.append(subject, events, expected)
+
+    def submit(self, subject: str, event: NewEvent, done: Done) -> None:
+        if self._suspended():
+            asyncio.get_running_loop().call_soon(done, _refusal())
+            return
+        self._log.submit(subject, event, done)
+
+    async def publish(self, subject: str, event: NewEvent) -> Stored:
+        self._check()
+        return await self._log.publish(subject, event)
+
+    async def last(self, subject: str) -> Recorded | None:
+        return await self._log.last(subject)
+
+    async def last_many(self, subjects: Iterable[str], up_to: int | None = None) -> dict[str, Recorded]:
+        return await self._log.last_many(subjects, up_to)
+
+    async def last_sequence(self, partition: int) -> int:
+        return await self._log.last_sequence(partition)
+
+    async def first_sequence(self, partition: int) -> int:
+        return await self._log.first_sequence(partition)
+
+    def read(self, subject: str, first: int, last: int) -> AsyncIterator[Recorded]:
+        return self._log.read(subject, first, last)
+
+    def follow(self, partition: int, after: int, *, batch_max: int = 1_000) -> AsyncIterator[list[Recorded]]:
+        return self._log.follow(partition, after, batch_max=batch_max)
+
+    def _check(self) -> None:
+        if self._suspended():
+            raise _refusal()
+
+
+def _refusal() -> Suspended:
+    return Suspended("this node has not renewed its lease in time")
