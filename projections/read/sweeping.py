@@ -52,10 +52,13 @@ _LOST: LiteralString = f"""
 SELECT n.incarnation, n.seq, {_US.format("n.changed_at")}, e.payload
 FROM nodes n LEFT JOIN event_log e ON e.partition = 0 AND e.seq = n.seq
 WHERE n.state = 'lost' AND n.seq > %(after)s ORDER BY n.seq"""
+# Materialized, or the planner may walk all sessions there ever were by their key, looking for the first few.
 _OWED: LiteralString = f"""
-SELECT hub, session_id, seq, connection, resumable, incarnation, {_US.format("opened_at")} FROM sessions
-WHERE partition = %(partition)s AND {{which}} AND (hub, session_id) > (%(hub)s, %(session)s)
-ORDER BY hub, session_id LIMIT %(take)s"""
+WITH owed AS MATERIALIZED (
+    SELECT hub, session_id, seq, connection, resumable, incarnation, {_US.format("opened_at")} FROM sessions
+    WHERE partition = %(partition)s AND {{which}}
+)
+SELECT * FROM owed WHERE (hub, session_id) > (%(hub)s, %(session)s) ORDER BY hub, session_id LIMIT %(take)s"""
 _ATTACHED = _OWED.format(which="state = 'active' AND incarnation = ANY(%(incarnations)s::text[])")
 _OVERDUE = _OWED.format(
     which="state = 'detached' AND detached_at < timestamptz 'epoch' + %(before)s * interval '1 microsecond'"

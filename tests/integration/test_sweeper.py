@@ -4,11 +4,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+import migrations
 from events import node, session, subjects
 from events.ids import HubName
 from events.subjects import HubSubjects
@@ -22,6 +24,7 @@ from service.nodes.judge import Judge, lost_id
 from service.nodes.lease import Lease
 from service.nodes.rows import StoredRows
 from service.nodes.sweeper import Sweeper
+from service.up.postgres import PostgresServer
 from tests.servers.nats import MakeNats
 from tests.servers.plain_fold import PlainFold
 from tests.servers.processes import until
@@ -212,18 +215,27 @@ async def test_the_rows_after_sweeping_are_those_of_the_events(database: str) ->
         assert world.sweeper.done == {"closed": 10, "detached": 10}
 
 
-async def test_without_postgres_nothing_is_swept_and_it_shows(database: str) -> None:
-    world = World(MemoryEventLog(), database)
-    async with at_work(world):
-        await world.sweeper.round()
-        assert world.sweeper.age_s == 0
-        world.projector.state = "retrying"
-        world.clock_s += 100
-        await world.sweeper.round()
-        assert world.sweeper.age_s == 100
-        world.projector.state = "leading"
-        await world.sweeper.round()
-        assert world.sweeper.age_s == 0
+async def test_without_postgres_nothing_is_swept_it_shows_and_it_is_owed(tmp_path: Path) -> None:
+    server = PostgresServer(tmp_path / "postgres", log_file=tmp_path / "postgres.log")  # durable: it will be killed
+    await server.start()
+    try:
+        await asyncio.to_thread(migrations.upgrade, server.dsn)
+        world = World(MemoryEventLog(), server.dsn)
+        async with at_work(world, world.sweeper.run()):
+            await world.run("s", opening("dead"))
+            await world.projected()
+            await server.kill()
+            await world.lose("dead")
+            await until(lambda: world.sweeper.problem is not None or world.reached is None)
+            world.clock_s += 100
+            assert world.sweeper.age_s == 100
+            assert (await world.state("s")).status == "active"
+            await server.restart()
+            await until(lambda: world.sweeper.done == {"closed": 1})
+            await until(lambda: world.sweeper.age_s == 0)
+            assert world.sweeper.problem is None
+    finally:
+        await server.stop()
 
 
 async def test_nobody_is_lost_because_nats_was_away(fresh_nats: MakeNats, database: str) -> None:
