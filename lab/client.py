@@ -64,13 +64,30 @@ def marked_arguments(message: int, sent_ns: int, size: int) -> bytes:
 class LoadClient(asyncio.Protocol):
     """One connection. ``ended`` is None while it lives, and says afterwards what ended it."""
 
-    __slots__ = ("_calls", "_ids", "_opened", "_path", "_phase", "_rest", "ended", "index", "sink", "transport")
+    __slots__ = (
+        "_calls",
+        "_ids",
+        "_opened",
+        "_path",
+        "_phase",
+        "_rest",
+        "ended",
+        "heard_ns",
+        "index",
+        "on_end",
+        "on_invocation",
+        "sink",
+        "transport",
+    )
 
     def __init__(self, index: int, host_and_path: tuple[str, str], opened: "asyncio.Future[None]") -> None:
         self.index = index
         self.sink: Sink | None = None
         self.ended: str | None = None
         self.transport: asyncio.Transport | None = None
+        self.heard_ns = time.perf_counter_ns()  # when anything came last
+        self.on_invocation: Callable[[bytes], None] | None = None  # given each one that is not marked, as it came
+        self.on_end: Callable[[str], None] | None = None  # called once, with what ended it
         self._path = host_and_path
         self._opened: asyncio.Future[None] | None = opened
         self._phase = 0  # 0 upgrading, 1 shaking hands, 2 open
@@ -117,8 +134,13 @@ class LoadClient(asyncio.Protocol):
         """Leaves as a client does: a Close, then the end of the connection."""
         if self.transport is not None and self.ended is None:
             self.ended = "closed by the bench"
+            self._told(self.ended)
             self.transport.write(client_frame(b'{"type":7}\x1e') + client_frame(b"\x03\xe8", CLOSE))
             self.transport.close()
+
+    def abort(self, why: str) -> None:
+        """Gives the connection up without a word, as a client does that lost its network."""
+        self._end(why)
 
     # -------------------------------------------------------------------------------------------- asyncio.Protocol
 
@@ -129,7 +151,7 @@ class LoadClient(asyncio.Protocol):
         self.transport.write(upgrade_request(host, path, os.urandom(16)))
 
     def data_received(self, data: bytes) -> None:
-        now_ns = time.perf_counter_ns()
+        self.heard_ns = now_ns = time.perf_counter_ns()
         try:
             if self._phase == 0:
                 data = self._upgraded(self._rest + data)
@@ -191,6 +213,8 @@ class LoadClient(asyncio.Protocol):
             waiting = self._calls.pop(answer.invocationId, None)
             if waiting is not None:
                 waiting(answer)
+        elif answer.type == 1 and self.on_invocation is not None:
+            self.on_invocation(record)
         elif answer.type == 7:
             self._end(f"closed by the service: {answer.error}")
 
@@ -203,11 +227,40 @@ class LoadClient(asyncio.Protocol):
     def _end(self, why: str) -> None:
         if self.ended is None:
             self.ended = why
+            self._told(why)
         if self._opened is not None and not self._opened.done():
             self._opened.set_exception(NotOpened(self.ended))
         self._opened = None
         if self.transport is not None:
             self.transport.abort()
+
+    def _told(self, why: str) -> None:
+        told, self.on_end = self.on_end, None
+        if told is not None:
+            told(why)
+
+
+async def open_client(
+    address: tuple[str, int], path: str, index: int = 0, on_invocation: Callable[[bytes], None] | None = None
+) -> LoadClient:
+    """Connects and shakes hands; ``path`` with its query, ``on_invocation`` from the first byte on.
+
+    Raises: OSError, NotOpened, TimeoutError.
+    """
+    loop = asyncio.get_running_loop()
+    host, port = address
+    opened: asyncio.Future[None] = loop.create_future()
+    client = LoadClient(index, (f"{host}:{port}", path), opened)
+    client.on_invocation = on_invocation
+    try:
+        async with asyncio.timeout(OPEN_TIMEOUT_S):
+            await loop.create_connection(lambda: client, host, port)
+            await opened
+    except BaseException:
+        if client.transport is not None:
+            client.transport.abort()
+        raise
+    return client
 
 
 class Crowd:
@@ -245,19 +298,8 @@ class Crowd:
                 group.create_task(one(index))
 
     async def _open_one(self, index: int) -> LoadClient:
-        loop = asyncio.get_running_loop()
         path = self._path if self._users is None else f"{self._path}?{urlencode({'user': f'{self._users}{index}'})}"
-        opened: asyncio.Future[None] = loop.create_future()
-        client = LoadClient(index, (f"{self._host}:{self._port}", path), opened)
-        try:
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
-                await loop.create_connection(lambda: client, self._host, self._port)
-                await opened
-        except BaseException:
-            if client.transport is not None:
-                client.transport.abort()
-            raise
-        return client
+        return await open_client((self._host, self._port), path, index)
 
     def listen(self, sink: Sink | None) -> None:
         """Numbers the clients from 0 and sends what they receive from now on to ``sink``."""

@@ -39,13 +39,15 @@ class Gateway(msgspec.Struct, frozen=True):
 class Install(msgspec.Struct, frozen=True):
     """What is measured. ``sync`` is how the embedded NATS was told to sync, or "as found".
 
-    ``pids``: every process that can be seen from here, by a name for people, e.g. ``gateway 0``.
+    ``pids``: every process that can be seen from here, by a name for people, e.g. ``gateway 0``. ``urls``: the
+    addresses of the others, by the same names.
     """
 
     gateways: list[Gateway]
     sync: str
     data: str
     pids: dict[str, int] = {}
+    urls: dict[str, str] = {}
 
 
 class _Row(msgspec.Struct):
@@ -61,7 +63,8 @@ def read_processes(path: Path, sync: str) -> Install:
     gateways = sorted((row for row in rows if row.role == "gateway" and row.url), key=lambda row: row.index)
     names = {(f"{row.role} {row.index}" if row.role == "gateway" else row.role): row.pid for row in rows}
     pids = {name: pid for name, pid in names.items() if pid is not None}
-    return Install([Gateway(row.url or "", row.pid) for row in gateways], sync, str(path.parent), pids)
+    urls = {row.role: row.url for row in rows if row.role != "gateway" and row.url}
+    return Install([Gateway(row.url or "", row.pid) for row in gateways], sync, str(path.parent), pids, urls)
 
 
 def running(urls: list[str]) -> Install:
@@ -80,12 +83,22 @@ def epitaph(install: Install) -> str:
 
 
 @contextlib.asynccontextmanager
-async def embedded(gateways: int, sync: str, parent: Path | None = None) -> AsyncIterator[Install]:
-    """A fresh installation, gone with all its data when the block ends. Raises: NotStarted."""
+async def embedded(
+    gateways: int,
+    sync: str,
+    parent: Path | None = None,
+    *,
+    restart: bool = False,
+    settings: dict[str, str] | None = None,
+) -> AsyncIterator[Install]:
+    """A fresh installation, gone with all its data when the block ends; ``restart``: what dies there comes back.
+
+    ``settings``: more ``HUBLOG_*`` variables. Raises: NotStarted.
+    """
     home = Path(tempfile.mkdtemp(prefix="hublog-bench-", dir=parent))
     child: asyncio.subprocess.Process | None = None
     try:
-        child = await _start(home, gateways, sync)
+        child = await _start(home, gateways, sync, restart, settings or {})
         yield await _ready(child, home, sync)
     finally:
         if child is not None:
@@ -93,7 +106,9 @@ async def embedded(gateways: int, sync: str, parent: Path | None = None) -> Asyn
         shutil.rmtree(home, ignore_errors=True)
 
 
-async def _start(home: Path, gateways: int, sync: str) -> asyncio.subprocess.Process:
+async def _start(
+    home: Path, gateways: int, sync: str, restart: bool, settings: dict[str, str]
+) -> asyncio.subprocess.Process:
     gateway_port, api_port, admin_port = _free_ports(gateways)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HUBLOG_")} | {
         "HUBLOG_AUTH": "none",
@@ -101,6 +116,7 @@ async def _start(home: Path, gateways: int, sync: str) -> asyncio.subprocess.Pro
         "HUBLOG_GATEWAY_PORT": str(gateway_port),
         "HUBLOG_API_PORT": str(api_port),
         "HUBLOG_ADMIN_PORT": str(admin_port),
+        **settings,
     }
     command = ["-P", "-m", "service", "up", "--data-dir", str(home / "data"), "--gateways", str(gateways)]
     libc = ctypes.CDLL(None, use_errno=True)
@@ -108,7 +124,7 @@ async def _start(home: Path, gateways: int, sync: str) -> asyncio.subprocess.Pro
         return await asyncio.create_subprocess_exec(
             sys.executable,
             *command,
-            "--no-restart",
+            *(() if restart else ("--no-restart",)),
             env=environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,

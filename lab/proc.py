@@ -49,12 +49,17 @@ def cpu_us(pid: int) -> int:
 
 def family_cpu_us(pid: int) -> int:
     """:func:`cpu_us` of a process and its living children: Postgres is one process for each connection."""
-    children = _read(pid, f"task/{pid}/children").split()
+    children = children_of(pid)
     total = cpu_us(pid)
     for child in children:
         with contextlib.suppress(Gone):
-            total += cpu_us(int(child))
+            total += cpu_us(child)
     return total
+
+
+def children_of(pid: int) -> list[int]:
+    """Its living children. Raises: Gone."""
+    return [int(child) for child in _read(pid, f"task/{pid}/children").split()]
 
 
 def machine_cpu_us() -> int:

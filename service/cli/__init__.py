@@ -4,7 +4,7 @@ Owns the words of ``--help``. It refuses to do anything itself: roots live in ``
 """
 
 import importlib
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -167,10 +167,23 @@ def _plain(*texts: str) -> list[str]:
 )
 def bench(context: typer.Context) -> None:
     """Measure an install from outside, over the public wire: `hublog bench --help`."""
+    _lab("lab.cli")(args=context.args, prog_name="hublog bench")
+
+
+@app.command(
+    rich_help_panel=TOOLS,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def chaos(context: typer.Context) -> None:
+    """Break an install while it works, and check that nothing was lost: `hublog chaos --help`."""
+    _lab("lab.chaos.cli")(args=context.args, prog_name="hublog chaos")
+
+
+def _lab(module: str) -> Callable[..., Any]:
+    """The lab's command line, where this install has a lab."""
     try:
-        lab = importlib.import_module("lab.cli")
+        return importlib.import_module(module).app  # type: ignore[no-any-return]
     except ModuleNotFoundError as exc:
-        if exc.name not in {"lab", "lab.cli"}:
+        if exc.name not in {"lab", module}:
             raise
         raise typer.BadParameter("the lab is not part of this install; run it from a checkout") from exc
-    lab.app(args=context.args, prog_name="hublog bench")
