@@ -147,10 +147,7 @@ class GatewayServer:
             connections = list(self.connections.values())
             share = len(connections) // TICK_SLICES + 1
             for start in range(0, TICK_SLICES * share, share):
-                now_s = time.monotonic()
-                for connection in connections[start : start + share]:
-                    if not connection.ended:
-                        _tick(connection, now_s)
+                _tick(connections[start : start + share], time.monotonic())
                 await asyncio.sleep(TICK_S / TICK_SLICES)
 
     async def drain(self, drain_s: float) -> None:
@@ -168,12 +165,15 @@ class GatewayServer:
         _log.info("gateway.drained", connections=len(connections), sessions_left_open=given_up)
 
 
-def _tick(connection: Connection, now_s: float) -> None:
-    try:
-        connection.tick(now_s)
-    except Exception:  # noqa: BLE001  a defect ends its own connection, not everybody's timers
-        _log.exception("connection.tick_failed", session_id=connection.session_id)
-        connection.outbox.abort()
+def _tick(connections: list[Connection], now_s: float) -> None:
+    for connection in connections:
+        if connection.ended:
+            continue
+        try:
+            connection.tick(now_s)
+        except Exception:  # noqa: BLE001  a defect ends its own connection, not everybody's timers
+            _log.exception("connection.tick_failed", session_id=connection.session_id)
+            connection.outbox.abort()
 
 
 def _same_host(origin: str, host: str) -> bool:

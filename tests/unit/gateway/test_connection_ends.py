@@ -12,8 +12,8 @@ from service.delivery import repair
 from service.gateway.connection import Connection
 from service.gateway.signalr.machine import Limits
 from service.log.author import Author
-from tests.servers.gateway import SUBJECTS, MakeNode, Node, until
-from tests.servers.raw_signalr import RawClient
+from tests.servers.gateway import HUB, SUBJECTS, MakeNode, Node, until
+from tests.servers.raw_signalr import HANDSHAKE, RawClient
 
 
 def alive(node: Node) -> int:
@@ -209,3 +209,47 @@ async def test_an_ended_connection_is_freed_although_it_has_left_a_group(node: N
             await client.call("hub.leave", b'["red"]')
             await client.call("hub.groups", b"[]")
         await until(lambda: alive(node) == 1, "it to be freed, and not by the collector")
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["cut", "close", "websocket close", "broken", "oversized", "kicked", "slow", "silent", "no handshake", "drain"],
+)
+async def test_whatever_ends_it_a_connection_leaves_no_cycle_behind(make_node: MakeNode, how: str):
+    """A cycle would wait for the collector, which a gateway lets run seldom."""
+    limits = Limits(silence_s=0.1, handshake_s=0.1) if how in {"silent", "no handshake"} else Limits()
+    node = await make_node(limits=limits, outbox_bytes_max=200_000)
+    gc.collect()
+    gc.disable()
+    try:
+        async with node.client(handshake=None if how in {"no handshake", "no JSON"} else HANDSHAKE) as client:
+            await do(how, node, client)
+            if how not in {"cut", "slow"}:
+                await client.end()
+        await node.empty()
+        await until(lambda: alive(node) == 0, "it to be freed")
+    finally:
+        gc.enable()
+
+
+async def do(how: str, node: Node, client: RawClient) -> None:
+    match how:
+        case "close":
+            client.send(b'{"type":7}\x1e')
+        case "websocket close":
+            client.send((1000).to_bytes(2, "big"), 0x8)
+        case "broken" | "no JSON":
+            client.send(b"}{\x1e")
+        case "oversized":
+            client.send(b"x" * 300_000)
+        case "kicked":
+            (subject,) = node.log.sessions()
+            for event in session.decide(node.log.sessions()[subject], session.Close("kicked")):
+                node.log.store(subject, Author().write(event, actor="system:api"))
+        case "slow":
+            client.stop_reading()
+            own = await node.context.hubs.manager(HUB)
+            while node.context.counters.slow == 0:
+                await own.router.all("say", "x" * 30_000)
+        case "drain":
+            await node.server.drain(0.1)
