@@ -193,6 +193,9 @@ class Connection:
 
     async def _open(self) -> None:
         """The session is heard, then opened; the handshake is answered when the log has it."""
+        if self.peer.refusal is not None:
+            self.end(self.peer.refusal, None)
+            return
         try:
             manager = await self._admit()
             if self._ended:
@@ -215,14 +218,12 @@ class Connection:
 
     async def _admit(self) -> Manager:
         """The manager of the hub, for somebody who may open a session now."""
-        context, peer = self.context, self.peer
-        if peer.refusal is not None:
-            raise peer.refusal
+        context = self.context
         if context.draining:
             raise ShuttingDown("this node is going away")
         if len(context.closings) >= CLOSINGS_MAX:
             raise LogOverloaded("too many sessions wait to be closed")
-        return await context.hubs.manager(peer.hub)
+        return await context.hubs.manager(self.peer.hub)
 
     async def _register(self, manager: Manager) -> None:
         context, peer = self.context, self.peer

@@ -66,13 +66,13 @@ class GatewayServer:
         headers = self._cors(request)
         try:
             peer = self._peer(request)
-            if peer.refusal is not None:
-                raise peer.refusal
             if self.context.draining:
                 raise ShuttingDown("this node is going away")
             version = negotiate.version_of(request.query.get("negotiateVersion"))
             grant = tokens.ConnectionGrant(peer.hub, peer.connection, time.time(), _user(peer), peer.metadata)
             body = negotiate.answer(version, peer.connection, tokens.seal_connection(self._ring, grant))
+            if peer.refusal is not None:  # not raised: it would hold this frame, which holds it
+                body = negotiate.refusal(peer.refusal)
         except HublogError as error:
             # Stock clients read the reason from a 200.
             body = negotiate.refusal(error)

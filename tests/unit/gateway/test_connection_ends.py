@@ -211,18 +211,31 @@ async def test_an_ended_connection_is_freed_although_it_has_left_a_group(node: N
         await until(lambda: alive(node) == 1, "it to be freed, and not by the collector")
 
 
-@pytest.mark.parametrize(
-    "how",
-    ["cut", "close", "websocket close", "broken", "oversized", "kicked", "slow", "silent", "no handshake", "drain"],
-)
+NO_HANDSHAKE = {"no handshake", "no JSON", "refused"}
+WAYS = [
+    "cut",
+    "close",
+    "websocket close",
+    "broken",
+    "oversized",
+    "kicked",
+    "slow",
+    "silent",
+    "drain",
+    *sorted(NO_HANDSHAKE),
+]
+
+
+@pytest.mark.parametrize("how", WAYS)
 async def test_whatever_ends_it_a_connection_leaves_no_cycle_behind(make_node: MakeNode, how: str):
     """A cycle would wait for the collector, which a gateway lets run seldom."""
+    query = "?resumable=1" if how == "refused" else ""
     limits = Limits(silence_s=0.1, handshake_s=0.1) if how in {"silent", "no handshake"} else Limits()
     node = await make_node(limits=limits, outbox_bytes_max=200_000)
     gc.collect()
     gc.disable()
     try:
-        async with node.client(handshake=None if how in {"no handshake", "no JSON"} else HANDSHAKE) as client:
+        async with node.client(query, handshake=None if how in NO_HANDSHAKE else HANDSHAKE) as client:
             await do(how, node, client)
             if how not in {"cut", "slow"}:
                 await client.end()
@@ -240,6 +253,8 @@ async def do(how: str, node: Node, client: RawClient) -> None:
             client.send((1000).to_bytes(2, "big"), 0x8)
         case "broken" | "no JSON":
             client.send(b"}{\x1e")
+        case "refused":
+            client.send(HANDSHAKE)
         case "oversized":
             client.send(b"x" * 300_000)
         case "kicked":
