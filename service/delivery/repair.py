@@ -202,27 +202,36 @@ async def _check_tail(dispatcher: Dispatcher) -> None:
                 chains = [chain for chain in dispatcher.interest.chains() if chain.members]
                 # Spread over the interval: all at once would be felt by everybody else on this node.
                 pause_s = TAIL_EVERY_S / 2 / (len(chains) // TAIL_SUBJECTS + 1)
+                certain = True
                 for start in range(0, len(chains), TAIL_SUBJECTS):
-                    await look_behind(dispatcher, chains[start : start + TAIL_SUBJECTS])
+                    certain &= await look_behind(dispatcher, chains[start : start + TAIL_SUBJECTS])
                     await asyncio.sleep(pause_s)
-                checked = high
+                if certain:
+                    checked = high
         except HublogError as error:
             _log.warning("delivery.tail_unchecked", partition=dispatcher.partition, code=error.code)
 
 
-async def look_behind(dispatcher: Dispatcher, chains: list[Chain]) -> None:
-    """Hold the dispatcher if the log has more of these chains than was heard. Raises: LogUnavailable."""
+async def look_behind(dispatcher: Dispatcher, chains: list[Chain]) -> bool:
+    """Hold the dispatcher if the log has more of these chains than was heard.
+
+    False: it was held for something else just then, so what waits to be dispatched cannot be told from what is missing.
+    Raises: LogUnavailable.
+    """
     high = await dispatcher.log.last_sequence(dispatcher.partition)
     lasts = await dispatcher.log.last_many([chain.subject for chain in chains], up_to=high)
     # What was under way while we asked has arrived by now, on one server; a cluster only costs a repair.
     await dispatcher.feed.flush()
+    if not dispatcher.live:
+        return False
     for chain in chains:
         last = lasts.get(chain.subject)
         gone = not chain.members or chain.hub.chains.get(chain.subject) is not chain
-        if last is not None and last.sequence > chain.known and not gone and dispatcher.live:
+        if last is not None and last.sequence > chain.known and not gone:
             dispatcher.counters.tail_repairs += 1
             dispatcher.hold("tail", None)
-            return
+            break
+    return True
 
 
 async def _reap(dispatcher: Dispatcher) -> None:

@@ -230,13 +230,17 @@ class Connection:
 
     async def _open(self) -> None:
         """The session is heard, then opened; the handshake is answered when the log has it."""
+        self.context.coordinator.move(self, "authenticating")
+        resumer: Resumer | None = None
         try:
-            manager = await self._admit()
-            if self._ended:
-                return
-            resumer = await self._resume(manager) if self.peer.wire.token is not None else None
-            if resumer is None and not self._ended:
-                await self._register(manager)
+            async with self.context.admission:
+                manager = await self._admit()
+                if self._ended:
+                    return
+                if self.peer.wire.token is not None:
+                    resumer = await self._resume(manager)
+                if resumer is None and not self._ended:
+                    await self._register(manager)
         except Unavailable as error:
             self.end(error, None)  # nothing was written: nothing to close
             return
@@ -249,6 +253,7 @@ class Connection:
             return
         accepted = self.machine.accept(time.monotonic())
         if accepted and not self._ended:
+            self.context.coordinator.move(self, "active")
             self.context.counters.opened += 1
             self.outbox.uncork(text_frame(accepted))
             if resumer is not None:
@@ -275,26 +280,20 @@ class Connection:
         """
         receiver = self._receiver(SessionId(""), None)
         taken = await take_over(self.context, manager, receiver, token, cursor, self.peer.user)
-        if self._ended:
+        if self._ended:  # meanwhile; what was taken over must wait for its client again
             self.context.dispatcher(self.peer.hub).interest.release(receiver)
-            self.session_id, self.manager, self._reason = receiver.session, manager, self._reason or "transport_error"
-            self.context.closings.start(self._close_session(manager))
+            self.context.closings.start(self._let_go(manager, receiver.session, "transport_error"))
             return taken.resumer
         if self.receiver is not None:
             self.context.dispatcher(self.peer.hub).interest.release(self.receiver)
-            self.context.closings.start(self._supersede(manager, self.session_id))
+            self.context.coordinator.forget_session(self, self.session_id)
+            self.context.closings.start(self._let_go(manager, self.session_id, "superseded"))
         self.receiver, self.session_id, self.manager = receiver, receiver.session, manager
         self.standing, self.gate = taken.standing, taken.resumer.gate
         self.context.counters.resumed += 1
+        if self.context.coordinator.standing(self.id) == "active":
+            self.context.coordinator.move(self, "active")  # now with another session
         return taken.resumer
-
-    async def _supersede(self, manager: Manager, session_id: SessionId) -> None:
-        try:
-            await manager.sessions.unregister(
-                session_id, "superseded", actor="system:gateway", connection=self.id, insist=True
-            )
-        finally:
-            manager.local.forget(session_id)
 
     def begin_delivery(self) -> None:
         """A resumable connection has asked who it is: what was kept since its session opened goes out."""
@@ -306,12 +305,12 @@ class Connection:
 
     async def _admit(self) -> Manager:
         """The manager of the hub, for somebody who may open a session now."""
-        context, peer = self.context, self.peer
+        context = self.context
         if context.draining:
             raise ShuttingDown("this node is going away")
         if len(context.closings) >= CLOSINGS_MAX:
             raise LogOverloaded("too many sessions wait to be closed")
-        return await context.hubs.manager(peer.hub)
+        return await context.hubs.manager(self.peer.hub)
 
     async def _register(self, manager: Manager) -> None:
         context, peer = self.context, self.peer
@@ -389,6 +388,10 @@ class Connection:
             self.outbox.finish(text_frame(said))
         self._end(reason)
 
+    def fail(self) -> None:
+        """A defect met the timers: nothing that would be said is to be trusted."""
+        self.outbox.abort()
+
     def lost(self) -> None:
         """The transport is gone. Whatever reason was given before stands."""
         self._end("transport_error")
@@ -406,25 +409,32 @@ class Connection:
         if self.receiver is not None and self.receiver.hub is not None:
             self.context.dispatcher(self.peer.hub).interest.release(self.receiver)
         if self.manager is not None:
-            self.context.closings.start(self._close_session(self.manager))
+            self.context.closings.start(self._let_go(self.manager, self.session_id, self._reason))
+        self.context.coordinator.move(self, "detached" if self._detaches(self._reason) else "closed")
 
-    async def _close_session(self, manager: Manager) -> None:
-        """Append the end of the session, until the log answers; only while this connection holds it."""
+    def _detaches(self, reason: session.Closing | None) -> bool:
+        """Whether a session that ends here for this reason goes on waiting; a Close by its client ends any session."""
+        return self.resumable and reason not in {None, "client", "superseded"}
+
+    async def _let_go(self, manager: Manager, session_id: SessionId, reason: session.Closing | None) -> None:
+        """Append that a session has ended here, until the log answers; only while this connection holds it."""
         try:
-            if self._reason is not None and self._reason != "client" and self.resumable:
-                await manager.sessions.detach(self.session_id, self._detachment(self._reason))
-            elif self._reason is not None:
+            if reason is None:
+                return  # it is closed, or somebody else's
+            if self._detaches(reason):
+                await manager.sessions.detach(session_id, self._detachment(reason))
+            else:
                 await manager.sessions.unregister(
-                    self.session_id, self._reason, actor="system:gateway", connection=self.id, insist=True
+                    session_id, reason, actor="system:gateway", connection=self.id, insist=True
                 )
         except SessionNotFound:
             pass  # never opened: the append was refused
         except HublogError as error:  # damaged beyond what waiting can mend
-            _log.error("session.not_closed", session_id=self.session_id, code=error.code)
+            _log.error("session.not_closed", session_id=session_id, code=error.code)
         except Exception:  # noqa: BLE001  a defect; the process goes on
-            _log.exception("session.not_closed", session_id=self.session_id)
+            _log.exception("session.not_closed", session_id=session_id)
         finally:
-            manager.local.forget(self.session_id)
+            manager.local.forget(session_id)
             self.context.counters.closed += 1
 
     def _detachment(self, reason: session.Closing) -> session.Detach:

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+from events import session
+from events.errors import HublogError
 from events.ids import HubName
 from events.subjects import HubSubjects
 from service.delivery.feed import Dispatcher
@@ -11,7 +13,11 @@ from service.delivery.handover import Handover
 from service.gateway.signalr.machine import Limits
 from service.gateway.tokens import KeyRing
 from service.log.author import Author
+from service.sessions.coordinator import Coordinated, Coordinator
 from service.sessions.hubs import Hubs
+
+# Sessions that are opened or resumed at once: when thousands come back, those who are here already are served too.
+OPENINGS_AT_ONCE = 64
 
 
 class Counters:
@@ -54,6 +60,14 @@ class Closings:
         return len(late)
 
 
+class Connected(Coordinated, Protocol):
+    """A connection, as whoever ends it knows it."""
+
+    def end(
+        self, error: HublogError | None, reason: session.Closing | None, *, allow_reconnect: bool | None = None
+    ) -> None: ...
+
+
 class GatewayContext:
     """The node, its dispatchers and managers, and the limits of every connection."""
 
@@ -82,6 +96,8 @@ class GatewayContext:
         self.ring = ring
         self.session_ttl_us = session_ttl_us
         self.handovers = [Handover(dispatcher) for dispatcher in dispatchers]
+        self.coordinator: Coordinator[Connected] = Coordinator()
+        self.admission = asyncio.Semaphore(OPENINGS_AT_ONCE)
         self.counters = Counters()
         self.closings = Closings()
         self.draining = False

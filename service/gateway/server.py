@@ -30,7 +30,7 @@ from events.ids import UserId, parse_hub, parse_name
 from events.nesting import NESTING_MAX, too_deep
 from service import problems
 from service.gateway import negotiate, tokens
-from service.gateway.connection import Connection, Peer, wire_options
+from service.gateway.connection import Peer, wire_options
 from service.gateway.context import GatewayContext
 from service.gateway.transports import websocket
 
@@ -49,7 +49,6 @@ class GatewayServer:
 
     def __init__(self, context: GatewayContext, allowed_origins: tuple[str, ...]) -> None:
         self.context = context
-        self.connections: dict[str, Connection] = {}
         self._in_use: set[str] = set()  # negotiated connections, from before the upgrade is answered to their end
         self._origins = frozenset(allowed_origins)
 
@@ -92,11 +91,11 @@ class GatewayServer:
             raise InvalidQuery("only WebSockets are served here: the Upgrade header is missing")
         token = request.query.get("id")
         if token is None:
-            return await websocket.serve(request, self.context, self._peer(request), self.connections)
+            return await websocket.serve(request, self.context, self._peer(request))
         peer = self._negotiated(request, token)
         self._in_use.add(peer.connection)
         try:
-            return await websocket.serve(request, self.context, peer, self.connections)
+            return await websocket.serve(request, self.context, peer)
         finally:
             self._in_use.discard(peer.connection)
 
@@ -142,24 +141,21 @@ class GatewayServer:
     async def tick(self) -> None:
         """Run every connection's timers about once a second. Ends by cancellation."""
         while True:
-            connections = list(self.connections.values())
+            connections = list(self.context.coordinator)
             share = len(connections) // TICK_SLICES + 1
             for start in range(0, TICK_SLICES * share, share):
-                now_s = time.monotonic()
-                for connection in connections[start : start + share]:
-                    if not connection.ended:
-                        _tick(connection, now_s)
+                self.context.coordinator.evaluate(connections[start : start + share], time.monotonic())
                 await asyncio.sleep(TICK_S / TICK_SLICES)
 
     def end_all(self, why: str, reason: session.Closing) -> None:
         """Send everybody elsewhere at once: what this node would tell them may not be true any more."""
-        for connection in list(self.connections.values()):
+        for connection in self.context.coordinator:
             connection.end(Restarting(why), reason)
 
     async def drain(self, drain_s: float) -> None:
         """Take nobody new, and send everybody to another node: in batches over half of the time, in random order."""
         self.context.draining = True
-        connections = list(self.connections.values())
+        connections = list(self.context.coordinator)
         random.shuffle(connections)
         batches = len(connections) // DRAIN_BATCH + 1
         pause_s = min(0.1, drain_s / 2 / batches)
@@ -169,14 +165,6 @@ class GatewayServer:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311  jitter is no secret
         given_up = await self.context.closings.finish(max(drain_s / 2, CLOSINGS_GRACE_S))
         _log.info("gateway.drained", connections=len(connections), sessions_left_open=given_up)
-
-
-def _tick(connection: Connection, now_s: float) -> None:
-    try:
-        connection.tick(now_s)
-    except Exception:  # noqa: BLE001  a defect ends its own connection, not everybody's timers
-        _log.exception("connection.tick_failed", session_id=connection.session_id)
-        connection.outbox.abort()
 
 
 def _same_host(origin: str, host: str) -> bool:

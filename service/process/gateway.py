@@ -131,7 +131,7 @@ async def _say_goodbye(lease: Lease) -> None:
 def _measure(metrics: Metrics, server: GatewayServer, dispatchers: list[Dispatcher]) -> None:
     """Numbers that are kept anyway, made readable."""
     counters = server.context.counters
-    metrics.gauge("hublog_connections", "Open connections.", lambda: len(server.connections))
+    metrics.gauge("hublog_connections", "Open connections.", lambda: len(server.context.coordinator))
     metrics.counter("hublog_sessions_opened", "Sessions opened here.", lambda: counters.opened)
     metrics.counter("hublog_sessions_closed", "Sessions closed here.", lambda: counters.closed)
     metrics.counter("hublog_calls_failed", "Calls answered with an error.", lambda: counters.failed_calls)

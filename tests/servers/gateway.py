@@ -121,7 +121,7 @@ class Node:
             hubs = self.dispatcher.interest.hubs.values()
             made = [task.result() for task in self.context.hubs._managers.values() if task.done()]
             return [
-                *self.server.connections,
+                *(one.id for one in self.context.coordinator),
                 *([len(self.context.closings)] if len(self.context.closings) else []),
                 *(receiver for hub in hubs for receiver in hub.receivers),
                 *(hub.expected for hub in hubs if hub.expected),

@@ -165,6 +165,8 @@ class HubMachine:
             self._partial += rest
 
     def _fatal(self, error: HublogError) -> Refusal:
+        # Only its words are needed. What it was raised from holds frames, theirs hold the connection and this refusal.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
         return Refusal(error, self.end(error), fatal=True)
 
     def _too_large(self) -> HublogError:

@@ -48,7 +48,7 @@ class CloseReceived(msgspec.Struct, frozen=True, gc=False):
     error: str | None
 
 
-class Refusal(msgspec.Struct, frozen=True, gc=False):
+class Refusal(msgspec.Struct, frozen=True):
     """What the peer did wrong, and the bytes that tell it: write ``reply``; if ``fatal``, close the socket after it.
 
     ``reply`` is a handshake error, a Close, or (never fatal) a Completion with the error of that one call.

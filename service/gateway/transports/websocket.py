@@ -44,10 +44,8 @@ class WebSocketWire:
             self._cut.cancel()
 
 
-async def serve(
-    request: web.Request, context: GatewayContext, peer: Peer, connections: dict[str, Connection]
-) -> web.WebSocketResponse:
-    """Serve one WebSocket until it ends. ``connections`` holds it meanwhile."""
+async def serve(request: web.Request, context: GatewayContext, peer: Peer) -> web.WebSocketResponse:
+    """Serve one WebSocket until it ends."""
     socket = web.WebSocketResponse(
         timeout=CLOSE_TIMEOUT_S,
         compress=False,
@@ -60,13 +58,12 @@ async def serve(
         return socket
     wire = WebSocketWire(transport, socket)
     connection = Connection(context, peer, wire)
-    connections[connection.id] = connection
+    context.coordinator.create(connection)
     try:
         await _read(socket, connection)
     finally:
         connection.lost()
-        if connections.get(connection.id) is connection:
-            del connections[connection.id]
+        context.coordinator.remove(connection)
         await wire.closed()
         said = socket.exception()
         if said is not None:

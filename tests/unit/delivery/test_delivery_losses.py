@@ -2,9 +2,13 @@
 
 import asyncio
 
+import pytest
+
 from events import selector, session
 from events.envelope import Recorded
 from service.delivery import repair
+from service.delivery.feed import Dispatcher
+from service.delivery.interest import Chain
 from service.log.memory import MemoryEventLog
 from tests.servers.delivery import SUBJECTS, World, running, settled, turns
 
@@ -74,6 +78,29 @@ async def test_the_end_of_a_session_is_not_taken_for_a_lost_message() -> None:
         await repair.look_behind(world.dispatcher, chains)
         assert world.dispatcher.live
         assert world.dispatcher.counters.tail_repairs == 0
+
+
+async def test_a_last_message_that_is_lost_is_found_though_the_dispatcher_was_busy_when_it_was_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(repair, "TAIL_EVERY_S", 0.02)
+    looked = repair.look_behind
+
+    async def busy_at_first(dispatcher: Dispatcher, chains: list[Chain]) -> bool:
+        dispatcher.hold("new group", [])
+        monkeypatch.setattr(repair, "look_behind", looked)
+        return await looked(dispatcher, chains)
+
+    monkeypatch.setattr(repair, "look_behind", busy_at_first)
+    async with running() as world:
+        world.open(None)
+        await turns(3)
+        world.log.drop_next_live()
+        world.call(selector.All(), None)
+        async with asyncio.timeout(2):
+            while len(world.peers[0].transport.frames) < 2:  # noqa: ASYNC110  nothing tells
+                await asyncio.sleep(0.005)
+        assert world.dispatcher.counters.tail_repairs == 1
 
 
 class CountingLog(MemoryEventLog):

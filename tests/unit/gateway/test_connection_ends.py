@@ -12,8 +12,8 @@ from service.delivery import repair
 from service.gateway.connection import Connection
 from service.gateway.signalr.machine import Limits
 from service.log.author import Author
-from tests.servers.gateway import SUBJECTS, MakeNode, Node, until
-from tests.servers.raw_signalr import RawClient
+from tests.servers.gateway import HUB, SUBJECTS, MakeNode, Node, until
+from tests.servers.raw_signalr import HANDSHAKE, RawClient
 
 
 def alive(node: Node) -> int:
@@ -90,13 +90,13 @@ async def test_a_client_that_does_not_read(make_node: MakeNode):
         session_id = await node.session_of(stuck)
         stuck.stop_reading()
         piece = json.dumps([{"to": "all"}, "say", ["x" * 16_000]]).encode()
-        connection = next(iter(node.server.connections.values()))
+        connection = next(iter(node.context.coordinator))
         sent = 0
         while not connection.ended:
             assert "error" not in await ann.call("hub.invoke", piece)
             sent += 1
         assert await node.closed_as(session_id) == "slow_consumer"
-        await until(lambda: len(node.server.connections) == 1, "its socket to be gone")
+        await until(lambda: len(node.context.coordinator) == 1, "its socket to be gone")
         await until(lambda: sum(b'"say"' in record for record in ann.records) == sent, "everything to reach the others")
     assert node.context.counters.slow == 1
     await node.empty()
@@ -108,7 +108,7 @@ async def test_a_client_that_reads_too_slowly_for_too_long(make_node: MakeNode):
         session_id = await node.session_of(stuck)
         stuck.stop_reading()
         piece = json.dumps([{"to": "client", "session": session_id}, "say", ["x" * 30_000]]).encode()
-        connection = next(iter(node.server.connections.values()))
+        connection = next(iter(node.context.coordinator))
         while connection.outbox.waiting_bytes == 0:
             await ann.call("hub.invoke", piece)
         assert await node.closed_as(session_id) == "slow_consumer"
@@ -172,7 +172,9 @@ async def test_a_frame_that_nobody_would_collect(node: Node):
 async def test_sessions_are_closed_once_the_log_is_back(node: Node):
     async with node.client():
         node.log.disconnect()
-    await until(lambda: len(node.context.closings) == 1 and not node.server.connections, "the connection to be gone")
+    await until(
+        lambda: len(node.context.closings) == 1 and not len(node.context.coordinator), "the connection to be gone"
+    )
     node.log.reconnect()
     assert await node.closed_as() == "transport_error"
     await node.empty()
@@ -209,3 +211,62 @@ async def test_an_ended_connection_is_freed_although_it_has_left_a_group(node: N
             await client.call("hub.leave", b'["red"]')
             await client.call("hub.groups", b"[]")
         await until(lambda: alive(node) == 1, "it to be freed, and not by the collector")
+
+
+NO_HANDSHAKE = {"no handshake", "no JSON", "refused"}
+WAYS = [
+    "cut",
+    "close",
+    "websocket close",
+    "broken",
+    "oversized",
+    "kicked",
+    "slow",
+    "silent",
+    "drain",
+    *sorted(NO_HANDSHAKE),
+]
+
+
+@pytest.mark.parametrize("how", WAYS)
+async def test_whatever_ends_it_a_connection_leaves_no_cycle_behind(make_node: MakeNode, how: str):
+    """A cycle would wait for the collector, which a gateway lets run seldom."""
+    query = "?resumable=1" if how == "refused" else ""
+    limits = Limits(silence_s=0.1, handshake_s=0.1) if how in {"silent", "no handshake"} else Limits()
+    node = await make_node(limits=limits, outbox_bytes_max=200_000)
+    gc.collect()
+    gc.disable()
+    try:
+        async with node.client(query, handshake=None if how in NO_HANDSHAKE else HANDSHAKE) as client:
+            await do(how, node, client)
+            if how not in {"cut", "slow"}:
+                await client.end()
+        await node.empty()
+        await until(lambda: alive(node) == 0, "it to be freed")
+    finally:
+        gc.enable()
+
+
+async def do(how: str, node: Node, client: RawClient) -> None:
+    match how:
+        case "close":
+            client.send(b'{"type":7}\x1e')
+        case "websocket close":
+            client.send((1000).to_bytes(2, "big"), 0x8)
+        case "broken" | "no JSON":
+            client.send(b"}{\x1e")
+        case "refused":
+            client.send(HANDSHAKE)
+        case "oversized":
+            client.send(b"x" * 300_000)
+        case "kicked":
+            (subject,) = node.log.sessions()
+            for event in session.decide(node.log.sessions()[subject], session.Close("kicked")):
+                node.log.store(subject, Author().write(event, actor="system:api"))
+        case "slow":
+            client.stop_reading()
+            own = await node.context.hubs.manager(HUB)
+            while node.context.counters.slow == 0:
+                await own.router.all("say", "x" * 30_000)
+        case "drain":
+            await node.server.drain(0.1)

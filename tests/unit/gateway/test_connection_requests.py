@@ -97,7 +97,7 @@ async def test_of_two_sockets_at_once_on_one_token_one_is_served(
     upgrading.set()
     client = await first
     assert "result" in await client.call("hub.groups", b"[]")
-    assert len(node.server.connections) == 1
+    assert len(node.context.coordinator) == 1
     await client.__aexit__()
     await node.empty()
 

@@ -33,7 +33,7 @@ async def test_one_who_is_gone_does_not_keep_a_message_from_the_others(node: Nod
         node.log.may_append.clear()
         gone.send(b'{"type":1,"invocationId":"j","target":"hub.join","arguments":["blue"]}\x1e')
         await until(lambda: node.log.waiting == 1, "its join to wait for the log")
-        connection = list(node.server.connections.values())[1]
+        connection = list(node.context.coordinator)[1]
         gone.writer.transport.abort()
         await until(connection.outbox._transport.is_closing, "the transport to be gone")
         await asyncio.sleep(0.05)  # some rounds of timers as well
