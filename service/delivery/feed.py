@@ -24,6 +24,9 @@ from service.log.port import EventLog, LiveFeed
 
 BUFFER_MESSAGES_MAX = 50_000  # collected while held; beyond it the buffer is dropped and read from the log instead
 BUFFER_BYTES_MAX = 64 * 1024 * 1024
+# What is caught up on is dispatched in pieces of this size, so that sockets can take one before the next: all at once
+# it would fill the outboxes of clients that read as fast as anybody can.
+BURST_BYTES = 64 * 1024
 
 REQUESTED = "invocation.requested.v1"
 
@@ -214,16 +217,26 @@ class Dispatcher:
             self._buffer = deque(sorted(waiting, key=lambda item: item[1]))
             self._buffer_bytes = sum(len(item[3]) for item in waiting)
 
-    def go_live(self, up_to: int) -> None:
-        """Everything up to ``up_to`` is dispatched: go on with what was collected behind it."""
+    def go_live(self, up_to: int) -> bool:
+        """Everything up to ``up_to`` is dispatched: go on with what was collected behind it.
+
+        False: that was a piece of it, and the dispatcher is held still; let others run, and call this again.
+        """
         self.position = max(self.position, up_to)
         self.live = True
-        waiting, self._buffer, self._buffer_bytes = self._buffer, deque(), 0
+        waiting, rest_bytes = self._buffer, self._buffer_bytes
+        self._buffer, self._buffer_bytes = deque(), 0
+        pause_bytes = rest_bytes - BURST_BYTES
         while waiting:
+            if rest_bytes < pause_bytes and self.live:
+                self.live, self._buffer, self._buffer_bytes = False, waiting, rest_bytes
+                return False
             chain, sequence, previous, payload = waiting.popleft()
+            rest_bytes -= len(payload)
             # If this holds the dispatcher again, the rest is collected again, in order.
             if chain.hub.chains.get(chain.subject) is chain:
                 self.hear(chain, sequence, previous, payload)
+        return True
 
     @property
     def settled(self) -> bool:
@@ -289,7 +302,7 @@ class Dispatcher:
 
     def _follow_groups(self, receiver: Receiver, state: session.State, sequence: int, *, own: bool) -> None:
         before, receiver.groups = receiver.groups, state.groups
-        if before == state.groups:
+        if before == state.groups or receiver.hub is None:
             return
         for group in before.keys() - state.groups.keys():
             self.interest.leave(receiver, group, before[group], sequence)

@@ -17,7 +17,7 @@ import structlog
 from events import codec, session
 from events.envelope import Recorded
 from events.errors import HublogError, Suspended
-from service.delivery.feed import Dispatcher
+from service.delivery.feed import BURST_BYTES, Dispatcher
 from service.delivery.interest import Chain
 
 RETRY_S = 0.25
@@ -66,12 +66,14 @@ async def _until_live(dispatcher: Dispatcher) -> None:
             up_to = max(up_to, await _read_all(dispatcher))
         else:
             await _read_new(dispatcher, scope)
-        if dispatcher.settled:
-            break
-    took_ms = round((time.monotonic() - dispatcher.held_since_s) * 1_000, 1)
-    dispatcher.go_live(up_to)
-    if full:
-        _log.info("delivery.live", partition=dispatcher.partition, held_ms=took_ms, up_to=up_to)
+        since_s = dispatcher.held_since_s
+        while dispatcher.settled:
+            if dispatcher.go_live(up_to):
+                if full:
+                    took_ms = round((time.monotonic() - since_s) * 1_000, 1)
+                    _log.info("delivery.live", partition=dispatcher.partition, held_ms=took_ms, up_to=up_to)
+                return
+            await asyncio.sleep(0)
 
 
 async def _read_new(dispatcher: Dispatcher, scope: set[Chain]) -> None:
@@ -105,7 +107,10 @@ def _awaited(collected: Iterable[tuple[Chain, int, bytes]]) -> list[Chain]:
 
 
 async def _read_all(dispatcher: Dispatcher) -> int:
-    """One whole round. Returns H. Raises: LogUnavailable and its kin; then nothing was dispatched."""
+    """One whole round. Returns H. Raises: LogUnavailable and its kin; then nothing was dispatched.
+
+    Sessions come and go while it reads and while it pauses; whoever came is heard from a sequence beyond H.
+    """
     log, interest = dispatcher.log, dispatcher.interest
     await dispatcher.feed.flush()
     high = await log.last_sequence(dispatcher.partition)
@@ -122,12 +127,16 @@ async def _read_all(dispatcher: Dispatcher) -> int:
     rest = [chain for chain in moved if chain.kind != "log"] + list(fresh)
     found += await _read(dispatcher, [chain for chain in rest if chain.known < high], high)
     found.sort(key=lambda item: item[1].sequence)
-    overtaken = dispatcher.position
+    overtaken, burst_bytes = dispatcher.position, 0
     if dispatcher.suspended:
         raise Suspended("the lease ran out during a repair")
     for chain, event in found:
         if event.sequence <= chain.known:
             continue
+        burst_bytes += len(event.payload)
+        if burst_bytes > BURST_BYTES:
+            burst_bytes = 0
+            await asyncio.sleep(0)
         chain.known = chain.last = event.sequence
         dispatcher.counters.repaired += 1
         act = dispatcher.dispatch if event.sequence > overtaken else dispatcher.dispatch_late

@@ -4,13 +4,14 @@ import asyncio
 
 import pytest
 
-from events import selector, session
+from events import invocation, selector, session
 from events.envelope import Recorded
 from service.delivery import repair
 from service.delivery.feed import Dispatcher
 from service.delivery.interest import Chain
+from service.delivery.outbox import Outbox
 from service.log.memory import MemoryEventLog
-from tests.servers.delivery import SUBJECTS, World, running, settled, turns
+from tests.servers.delivery import SUBJECTS, Transport, World, running, settled, turns
 
 
 async def given(world: World, number: int, frames: list[int]) -> None:
@@ -65,6 +66,19 @@ async def test_a_late_join_to_several_groups_that_have_moved_on_is_one_hole() ->
         assert world.dispatcher.counters.holes == 1
         hub = world.dispatcher.interest.hubs["h"]
         assert not any(world.peers[1].id in chain.members for chain in hub.chains.values()), "it has left everything"
+
+
+async def test_a_late_join_that_a_call_on_several_groups_has_overtaken_is_a_hole() -> None:
+    async with running() as world:
+        world.open(None)
+        await turns(3)
+        world.log.drop_next_live()
+        world.join(world.peers[0], ["a"], here=False)
+        world.call(selector.Groups(("a", "b")), None)
+        await turns(3)
+        await settled(world)
+        assert world.peers[0].hole, "it was a member, and the call passed before anybody knew"
+        world.check(holes_allowed=True)
 
 
 async def test_the_end_of_a_session_is_not_taken_for_a_lost_message() -> None:
@@ -182,3 +196,50 @@ async def test_a_user_is_heard_while_its_session_opens_and_dropped_after_it_left
         interest.reap(1e12)
         assert interest.hubs == {}
         assert world.log.subscriptions == {}
+
+
+class Socket(Transport):
+    """Takes what was written with every turn of the loop, as a client's that reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unsent = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self.unsent == 0:
+            asyncio.get_running_loop().call_soon(self._send)
+        self.unsent += len(data)
+        self.frames.append(int(bytes(data)[:12]))
+
+    def _send(self) -> None:
+        self.unsent = 0
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+
+@pytest.mark.parametrize("how", ["cut", "held"])
+async def test_catching_up_on_much_does_not_make_a_slow_client_of_one_who_reads(how: str) -> None:
+    async with running() as world:
+        world.open(None)
+        await turns(3)
+        socket, slow = Socket(), []
+        outbox = Outbox(socket, 256 * 1024, lambda: slow.append(1))
+        outbox.uncork(b"0")
+        world.peers[0].receiver.outbox = outbox
+        if how == "cut":
+            world.log.disconnect()
+        else:
+            world.dispatcher.hold("test", [])
+        piece = " " * 5_000
+        for number in range(1, 401):
+            route = selector.resolve(selector.All(), None)
+            event = invocation.requested(route, selector.All(), "t", f"[{number:12}{piece}]".encode())
+            world.log.store(SUBJECTS.all(), world.author.write(event, actor="system:test"))
+        world.log.reconnect()
+        async with asyncio.timeout(5):
+            while len(socket.frames) < 401 and not slow:  # noqa: ASYNC110  nothing tells
+                await asyncio.sleep(0)
+        assert not slow, f"2 MB at once, cut after {len(socket.frames)}"
+        assert socket.frames == list(range(401))
+        assert world.dispatcher.live

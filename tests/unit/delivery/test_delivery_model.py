@@ -7,11 +7,15 @@ and in order, or it was told of a hole and given nothing out of order before.
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from events import selector, session
+from service.delivery import feed, repair
 from tests.servers.delivery import Peer, World, running, settled, turns
 
 GROUPS = ["a", "b", "c"]
@@ -128,18 +132,27 @@ async def play(actions: list[tuple[object, ...]], *, drops: bool) -> None:
         world.check(holes_allowed=drops)
 
 
+@contextmanager
+def in_pieces_of(burst: int) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (feed, repair):
+            patch.setattr(module, "BURST_BYTES", burst)
+        yield
+
+
+BURST = st.sampled_from([1, feed.BURST_BYTES])  # every message on its own, or as a process does
 FULL = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @FULL
-@given(HISTORY)
-def test_nothing_is_missed_when_the_connection_goes_and_comes(actions: list[tuple[object, ...]]) -> None:
-    with asyncio.Runner() as runner:
+@given(HISTORY, BURST)
+def test_nothing_is_missed_when_the_connection_goes_and_comes(actions: list[tuple[object, ...]], burst: int) -> None:
+    with asyncio.Runner() as runner, in_pieces_of(burst):
         runner.run(play(actions, drops=False))
 
 
 @FULL
-@given(HISTORY)
-def test_what_the_feed_drops_is_delivered_in_order_or_said(actions: list[tuple[object, ...]]) -> None:
-    with asyncio.Runner() as runner:
+@given(HISTORY, BURST)
+def test_what_the_feed_drops_is_delivered_in_order_or_said(actions: list[tuple[object, ...]], burst: int) -> None:
+    with asyncio.Runner() as runner, in_pieces_of(burst):
         runner.run(play(actions, drops=True))
