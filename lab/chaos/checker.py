@@ -164,9 +164,9 @@ class _Check:
         segment = self._segment(record.conn, line)
         _, dialled = self.dialled[record.conn]
         resume = self.resumes.get(record.conn)
-        if resume is not None and record.resumed and resume.session == record.session:
-            if record.session in self.model.lives:
-                segment = self._begin(Segment(record.conn, record.session, place(resume.cursor)[1], line))
+        taken = resume is not None and record.resumed and resume.session == record.session
+        if resume is not None and taken and record.session in self.model.lives:
+            segment = self._begin(Segment(record.conn, record.session, place(resume.cursor)[1], line))
         if segment is None or segment.session != record.session:
             self.found.add(
                 "wrong_session", f"the connection is told that it is {record.session}", record.session, [], [line]

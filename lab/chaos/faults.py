@@ -1,7 +1,7 @@
 """The faults: what can be done to an installation, and a schedule of them that a seed determines.
 
-Owns what each fault does, how long, and that its end is brought about whatever happens. It touches only what the site lets
-it touch.
+Owns what each fault does, how long, and that its end is brought about whatever happens. It touches only what the site
+lets it touch.
 """
 
 import asyncio

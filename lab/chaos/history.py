@@ -222,7 +222,7 @@ class History:
         return round(time.perf_counter() - self._began, 4)
 
     def add(self, record: Record) -> None:
-        """A record made with ``t=history.now``. What comes after the end is no part of it: connections still die then."""
+        """A record made with ``t=history.now``. After the end nothing counts: connections still die then."""
         if self._file.closed:
             return
         self._file.write(_encode(record) + b"\n")

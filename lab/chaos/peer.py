@@ -160,7 +160,7 @@ class Peer:
         for group in self._rng.sample(GROUPS, 2):
             wire.command("join", [group])
         doing: dict[str, Callable[[Wire], object]] = {
-            "invoke": lambda wire: wire.invoke(self._selector(wire)),
+            "invoke": lambda wire: wire.invoke(self._selector()),
             "join": lambda wire: wire.command("join", self._groups()),
             "leave": lambda wire: wire.command("leave", self._groups()),
             "leaveAll": lambda wire: wire.command("leaveAll", []),
@@ -234,7 +234,7 @@ class Peer:
     def _groups(self) -> list[str]:
         return self._rng.sample(GROUPS, self._rng.randint(1, 2))
 
-    def _selector(self, wire: Wire) -> msgspec.Raw:
+    def _selector(self) -> msgspec.Raw:
         rng = self._rng
         (to,) = rng.choices([name for name, _ in SELECTORS], [weight for _, weight in SELECTORS])
         known = sorted(self._field.sessions.values())

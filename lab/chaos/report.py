@@ -73,7 +73,7 @@ def _violations(verdict: Verdict, console: Console) -> None:
     counts = Counter(violation.kind for violation in verdict.violations)
     console.print(f"[bold red]{len(counts)} kinds of violation.[/bold red]")
     for kind, count in counts.most_common():
-        console.print(f"[red]{kind}[/red] × {count}: {MEANING[kind]}", highlight=False)
+        console.print(f"[red]{kind}[/red] ({count}): {MEANING[kind]}", highlight=False)
         for one in [one for one in verdict.violations if one.kind == kind][:EXAMPLES]:
             console.print(f"    {_evidence(one)}", highlight=False, markup=False, soft_wrap=True)
 

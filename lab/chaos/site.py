@@ -1,7 +1,7 @@
 """What is broken: an installation, its processes, and the proxies in front of its gateways.
 
-Owns how processes are found, signalled and waited for, and one more gateway whose road to NATS leads through a proxy. It
-signals only what ``processes.json`` of the installation names, and what it started itself.
+Owns how processes are found, signalled and waited for, and one more gateway whose road to NATS leads through a proxy.
+It signals only what ``processes.json`` of the installation names, and what it started itself.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ SETTINGS = {"HUBLOG_PING_INTERVAL": "2", "HUBLOG_CLIENT_TIMEOUT": "8", "HUBLOG_D
 
 
 class Site:
-    """``gateways``: the addresses of the proxies to dial; ``board``: the processes.json, if processes may be touched."""
+    """``gateways``: the addresses of the proxies to dial; ``board``: processes.json, if processes may be touched."""
 
     def __init__(self, install: Install, api: str, board: Path | None, own: bool) -> None:
         self.install = install
