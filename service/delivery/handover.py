@@ -50,9 +50,11 @@ class Gate:
 
     def open(self) -> None:
         """Deliver what was kept, and from now on directly."""
+        self.is_open = True
+        if self._receiver.hub is None:
+            return  # its connection has ended
         outbox = self._receiver.outbox
         self._receiver.deliver = outbox.write
-        self.is_open = True
         for frame in self.take():
             outbox.write(frame)
 

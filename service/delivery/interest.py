@@ -83,6 +83,7 @@ class Receiver:
         """Nobody is there any more. Chains remember those who left: that must not keep a connection alive."""
         self.hub, self.live, self.outbox = None, False, _CLOSED
         self.on_event = self.on_hole = _nobody
+        self.deliver = _CLOSED.write
 
 
 # (receiver, event, the state after it, sequence), once memberships have followed it.

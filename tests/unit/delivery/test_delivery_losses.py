@@ -226,7 +226,7 @@ async def test_catching_up_on_much_does_not_make_a_slow_client_of_one_who_reads(
         socket, slow = Socket(), []
         outbox = Outbox(socket, 256 * 1024, lambda: slow.append(1))
         outbox.uncork(b"0")
-        world.peers[0].receiver.outbox = outbox
+        world.peers[0].receiver.outbox, world.peers[0].receiver.deliver = outbox, outbox.write
         if how == "cut":
             world.log.disconnect()
         else:
