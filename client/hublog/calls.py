@@ -6,7 +6,7 @@ asked, and those never sent. It writes nothing itself; connections are only comp
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+from collections import deque
 
 import msgspec
 
@@ -37,6 +37,7 @@ class Calls:
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
         self._waiting: dict[str, Call] = {}
+        self._unsent: deque[Call] = deque()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -45,18 +46,21 @@ class Calls:
         number = str(next(self._numbers))
         call = Call(number, target, wire.call(number, target, parameters), key)
         self._waiting[number] = call
+        self._unsent.append(call)
         return call
 
     def forget(self, call: Call) -> None:
         """Nobody waits any more: it is neither sent nor answered."""
         self._waiting.pop(call.number, None)
 
-    def unsent(self, link: object) -> Iterator[Call]:
-        """What ``link`` has to carry, in order. Each is marked as it is given: no link carries it twice."""
-        for call in list(self._waiting.values()):
-            if call.sent_on is None and call.number in self._waiting:
+    def next_for(self, link: object) -> Call | None:
+        """The next call that ``link`` has to carry, in order. It is marked as it is given: no link carries it twice."""
+        while self._unsent:
+            call = self._unsent.popleft()
+            if call.number in self._waiting:
                 call.sent_on, call.sent = link, True
-                yield call
+                return call
+        return None
 
     def answered(self, message: wire.Message) -> Call | None:
         """A Completion came. Gives the call, if somebody waits for it."""
@@ -78,6 +82,8 @@ class Calls:
                 else:
                     self.forget(call)
                     call.fail(ConnectionLost(f"the connection was lost while {call.target} was under way"))
+        # What was under way before what was never sent: in the order in which the calls were made.
+        self._unsent = deque(call for call in self._waiting.values() if call.sent_on is None)
 
     def another_session(self) -> None:
         """A key is the session's: what the former one may have done already is not repeated by this one."""
@@ -93,3 +99,4 @@ class Calls:
             error.__cause__ = cause
             call.fail(error)
         self._waiting.clear()
+        self._unsent.clear()

@@ -91,6 +91,7 @@ class Client:
         self._settled = asyncio.Event()  # connected for the first time, or ended
         self._closed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._shutting_down: asyncio.Task[None] | None = None
 
     # ---------------------------------------------------------------- what is known
 
@@ -158,16 +159,20 @@ class Client:
 
     async def close(self) -> None:
         """End the session and the client. Messages that no handler has seen yet are dropped; waiting calls fail."""
-        link = self._link
-        self._finish(Event.STOPPED, None)
+        if self._shutting_down is None:
+            link = self._link
+            self._finish(Event.STOPPED, None)
+            self._shutting_down = asyncio.create_task(self._shut_down(link, asyncio.current_task()))
+        await asyncio.shield(self._shutting_down)
+
+    async def _shut_down(self, link: Link | None, handler: "asyncio.Task[Any] | None") -> None:
+        """Done once. ``handler``: the task that asks; if it is one of our own, it is not waited for."""
         if link is not None:
-            await link.send(wire.CLOSE)
-        others = [task for task in self._tasks if task is not asyncio.current_task()]
+            await link.say_goodbye()
+        others = [task for task in self._tasks if task is not handler]
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        if link is not None:
-            await link.close()
         if self._own_http and self._http is not None:
             await self._http.close()
 
@@ -238,9 +243,9 @@ class Client:
     async def _send_waiting(self, link: Link) -> None:
         """Send what waits, in order; the lock is fair, so calls go out as they were made."""
         async with self._sending:
-            if link is self._link:
-                for call in self._calls.unsent(link):
-                    await link.send(call.frame)
+            # Looked at before each: a link that is lost meanwhile must not be marked as carrying what it never will.
+            while link is self._link and (call := self._calls.next_for(link)) is not None:
+                await link.send(call.frame)
 
     # ---------------------------------------------------------------- connections
 
@@ -269,7 +274,8 @@ class Client:
                 node, attempt = node + 1, attempt + 1
                 limit_s = self._connect_timeout_s if self._known is None else self._give_up_after_s
                 if limit_s is not None and loop.time() + pause_s >= since_s + limit_s:
-                    gone = Unreachable(f"no node could be reached within {limit_s:g} s; the last said: {ended.error}")
+                    last = ended.error.message
+                    gone = Unreachable(f"no node could be reached within {limit_s:g} s; the last attempt: {last}")
                     self._finish(Event.REFUSED, gone)
                     return
                 await asyncio.sleep(pause_s)

@@ -103,6 +103,14 @@ class Link:
             else:
                 await self.send(wire.PING)
 
+    async def say_goodbye(self) -> None:
+        """A Close, which ends the session, if the other side still takes it."""
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self.send(wire.CLOSE)
+        except TimeoutError:
+            return  # its socket is full: it finds out otherwise
+
     async def close(self) -> None:
         """End the socket, whether or not the other side still listens."""
         try:
@@ -110,6 +118,9 @@ class Link:
                 await self._socket.close()
         except (TimeoutError, OSError, aiohttp.ClientError):
             return  # aiohttp has cut it then
+        finally:
+            # Surprising because aiohttp keeps the connection of a socket that was reset while it was read.
+            self._socket._response.close()  # noqa: SLF001
 
 
 DEFAULT_TIMERS = Timers()
@@ -125,8 +136,8 @@ def closed_by(message: wire.Message) -> LinkEnded:
     return LinkEnded(error, reconnect=message.allowReconnect)
 
 
-async def dial(http: aiohttp.ClientSession, url: str, timers: Timers, first: bytes) -> Link:
-    """Connect and send the handshake, with ``first`` right behind it. Raises: LinkEnded."""
+async def dial(http: aiohttp.ClientSession, url: str, timers: Timers) -> Link:
+    """Connect. Raises: LinkEnded."""
     try:
         socket = await http.ws_connect(
             url,
@@ -140,6 +151,4 @@ async def dial(http: aiohttp.ClientSession, url: str, timers: Timers, first: byt
         raise LinkEnded(refused, reconnect=exc.status >= 500 or exc.status in RETRYABLE_STATUSES) from exc
     except (OSError, aiohttp.ClientError, TimeoutError) as exc:
         raise LinkEnded(Unreachable(f"no connection: {exc or type(exc).__name__}"), reconnect=True) from exc
-    link = Link(socket, timers)
-    await link.send(wire.HANDSHAKE + first)
-    return link
+    return Link(socket, timers)

@@ -31,7 +31,8 @@ async def open_link(http: aiohttp.ClientSession, url: str, timers: Timers) -> Op
     link: Link | None = None
     try:
         async with asyncio.timeout(timers.open_s):
-            link = await dial(http, url, timers, wire.call(NUMBER, "hub.session", []))
+            link = await dial(http, url, timers)
+            await link.send(wire.HANDSHAKE + wire.call(NUMBER, "hub.session", []))
             return await _session_of(link)
     except TimeoutError:
         await _leave(link)

@@ -35,6 +35,7 @@ class Message(msgspec.Struct):
 
 class _Handshake(msgspec.Struct):
     error: str | None = None
+    type: int | None = None  # only messages have one
 
 
 _decode = msgspec.json.Decoder(Message).decode
@@ -66,9 +67,12 @@ def message(record: bytes) -> Message:
 def handshake_error(record: bytes) -> str | None:
     """Why the service refuses, or None if it accepts. Raises: Unreadable."""
     try:
-        return _decode_handshake(record).error
+        answer = _decode_handshake(record)
     except (msgspec.DecodeError, UnicodeError) as exc:
         raise Unreadable(f"the answer to the handshake cannot be read: {exc}") from exc
+    if answer.type is not None:
+        raise Unreadable("a message came before the answer to the handshake")
+    return answer.error
 
 
 def arguments(raw: bytes | msgspec.Raw, *, positioned: bool) -> tuple[list[msgspec.Raw], str | None]:

@@ -4,7 +4,9 @@ import asyncio
 import itertools
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -179,6 +181,25 @@ async def test_a_kicked_client_is_closed_and_says_why(gateways: tuple[str, str],
         assert client.state is State.CLOSED
         assert client.error is not None
         assert client.error.code == "kicked"
+
+
+async def test_the_example_echoes(gateways: tuple[str, str]) -> None:
+    program = Path(__file__).parents[2] / "examples" / "python" / "echo.py"
+    echo = await asyncio.create_subprocess_exec(sys.executable, str(program), *gateways, stdout=asyncio.subprocess.PIPE)
+    assert echo.stdout is not None
+    try:
+        async with asyncio.timeout(20):
+            while (await echo.stdout.readline()) != b"* active\n":
+                assert echo.returncode is None
+        client = Client(gateways[1], "echo")
+        said: list[str] = []
+        client.on("said", said.append)
+        async with client:
+            await client.invoke({"to": "user", "user": "echo"}, "say", client.session_id, "hello")
+            await until(lambda: said == ["hello"], what="the echo")
+    finally:
+        echo.terminate()
+        await echo.wait()
 
 
 def is_back(served: Up, index: int, pid: int) -> bool:
