@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from hublog import Client, ClientClosed, Resync, ServerError, State, Timers
+from hublog import inbox as hublog_inbox
 from tests.servers.processes import gone, until
 from tests.servers.proxy import Proxy, proxy_to
 from tests.servers.questions import Api
@@ -20,6 +21,7 @@ from tests.servers.up import Up
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+SETTINGS = {"HUBLOG_OUTBOX_BYTES_MAX": "256KiB"}
 OPTIONS = ()  # a killed gateway comes back: the last test kills one
 QUICK = Timers(backoff_longest_s=0.25)  # cut ten times within seconds, the pauses would grow
 GROUP = {"to": "group", "group": "lobby"}
@@ -181,6 +183,35 @@ async def test_a_kicked_client_is_closed_and_says_why(gateways: tuple[str, str],
         assert client.state is State.CLOSED
         assert client.error is not None
         assert client.error.code == "kicked"
+
+
+async def test_a_client_whose_handlers_are_stuck_is_cut_off_and_loses_nothing(
+    gateways: tuple[str, str], hub: str, monkeypatch: pytest.MonkeyPatch, api: Api
+) -> None:
+    """It stops reading, the gateway cuts it, and once its handlers go on it resumes where it stopped."""
+    monkeypatch.setattr(hublog_inbox, "READ_ON_BYTES", 50_000)
+    async with Client(gateways[0], hub) as speaker, Client(gateways[::-1], hub) as stuck:
+        given: list[int] = []
+        go = asyncio.Event()
+
+        async def handle(number: int, _: str) -> None:
+            await go.wait()
+            given.append(number)
+
+        stuck.on("count", handle)
+        await stuck.join("lobby")
+        session, number = stuck.session_id, 0
+        while not await api.items("events", type="session.detached"):
+            await asyncio.gather(*(speaker.invoke(GROUP, "count", number + n, 8_000 * "x") for n in range(200)))
+            number += 200
+            assert number < 20_000, "never cut off"
+        await speaker.invoke(GROUP, "count", number, "")
+        go.set()
+        await until(lambda: bool(given) and given[-1] == number, what="the last message", timeout_s=30)
+        assert given == list(range(number + 1))
+        assert stuck.session_id == session
+        (event,) = await api.items("events", type="session.detached")
+        assert event["data"]["reason"] == "slow_consumer"
 
 
 async def test_the_example_echoes(gateways: tuple[str, str]) -> None:
