@@ -33,6 +33,7 @@ const url = new URL(options.url);
 const hub = url.pathname.split("/").at(-1);
 url.searchParams.set("user", me); // who we are; until hublog checks that, it believes us
 url.searchParams.set("meta", JSON.stringify({ client: "chat.mjs" })); // anything that the API shall show about us
+url.searchParams.set("resumable", "1"); // our session shall survive our connection, and the node that it is on
 
 const connection = new HubConnectionBuilder()
   .withUrl(url.href, { transport: HttpTransportType.WebSockets, skipNegotiation: options["skip-negotiation"] })
@@ -43,14 +44,29 @@ const connection = new HubConnectionBuilder()
   .configureLogging(LogLevel.None) // we say ourselves what happens
   .build();
 
-// What the others may call on us. What they send must not steer our terminal, so control characters go.
-const hear = (text) => show(text.replace(/\p{Cc}/gu, "\u{fffd}"));
-connection.on("say", (group, user, text) => hear(`[${group}] ${user}: ${text}`));
-connection.on("tell", (user, text) => hear(`${user} tells you: ${text}`));
-connection.on("joined", (group, user) => hear(`[${group}] ${user} joined`));
-connection.on("left", (group, user) => hear(`[${group}] ${user} left`));
+// What it takes to go on after a loss: the newest token of our session, and the position of the last message we have.
+let token, cursor;
 
-connection.onreconnecting((error) => show(`* connection lost (${error?.message ?? "no reason given"}), reconnecting`));
+// What the others may call on us. On a resumable connection each message carries its position as one last argument.
+// What they send must not steer our terminal, so control characters go.
+const on = (target, said) =>
+  connection.on(target, (...args) => {
+    cursor = args.pop();
+    show(said(...args).replace(/\p{Cc}/gu, "\u{fffd}"));
+  });
+on("say", (group, user, text) => `[${group}] ${user}: ${text}`);
+on("tell", (user, text) => `${user} tells you: ${text}`);
+on("joined", (group, user) => `[${group}] ${user} joined`);
+on("left", (group, user) => `[${group}] ${user} left`);
+
+connection.onreconnecting((error) => {
+  show(`* connection lost (${error?.message ?? "no reason given"}), reconnecting`);
+  // The stock client dials the same URL again; while it is reconnecting, that may be changed.
+  const again = new URL(url);
+  again.searchParams.set("resume", token);
+  again.searchParams.set("cursor", cursor);
+  connection.baseUrl = again.href;
+});
 connection.onreconnected(() => returned().catch((error) => show(`! ${error.message}`)));
 connection.onclose((error) => {
   if (error === undefined) return; // we closed it ourselves
@@ -74,11 +90,23 @@ async function join(group) {
   show(`* you are in ${group}`);
 }
 
-// A new connection is a new session, and a new session is in no group.
+// Who are we? On a resumable connection this also starts the delivery of a new session, and tells the token.
+async function introduce() {
+  const answer = await connection.invoke("hub.session");
+  token = answer.resumeToken;
+  cursor ??= answer.cursor; // until the first message
+  return answer;
+}
+
+// Usually the session goes on: what was said meanwhile has come, or comes now. If it could not, it is a new one.
 async function returned() {
-  const { sessionId } = await connection.invoke("hub.session");
-  if (groups.length > 0) await connection.invoke("hub.join", groups);
-  show(`* reconnected as session ${sessionId}, in ${groups.join(", ") || "no group"}`);
+  const { sessionId, resumed, resync, code, cursor: start } = await introduce();
+  if (!resumed) {
+    cursor = start;
+    if (groups.length > 0) await connection.invoke("hub.join", groups); // a new session is in no group
+  }
+  const missed = resync === "lost" ? `, some messages are lost (${code ?? "too long ago"})` : "";
+  show(`* ${resumed ? "resumed" : "reconnected as"} session ${sessionId}, in ${groups.join(", ") || "no group"}${missed}`);
 }
 
 async function leave(group) {
@@ -132,7 +160,7 @@ try {
   console.error(`cannot connect to ${options.url}: ${error.message}`);
   process.exit(1);
 }
-const { sessionId } = await connection.invoke("hub.session");
+const { sessionId } = await introduce();
 show(`* connected as ${me}, session ${sessionId}; /help for help`);
 await join(options.group);
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.servers.processes import until
 from tests.servers.questions import Api
 from tests.servers.raw_signalr import HANDSHAKE, RawClient
 from tests.servers.stock import CallError, StockClient, StockClients, fence
@@ -505,11 +506,20 @@ async def test_who_is_kicked_by_the_api_is_told_and_closed(
     await fence(ann, ann)
 
 
-async def test_what_does_not_exist_yet_says_so(clients: StockClients, gateways: tuple[str, str], hub: str) -> None:
-    ann = await clients.start("ann", gateways[0], hub)
-    with pytest.raises(CallError, match=r"^not_available: "):
+async def test_a_stock_client_resumes_where_it_was(clients: StockClients, gateways: tuple[str, str], hub: str) -> None:
+    ann = await clients.start("ann", gateways[0], hub, user="ann")
+    with pytest.raises(CallError, match=r"^not_resumable: "):
         await ann.invoke("hub.resume", "token", "k7qd.0-1")
-    for skip in (True, False):
-        with pytest.raises(CallError, match="not_available: resumable sessions"):
-            await clients.start("resumable", gateways[0], hub, skip_negotiation=skip, resumable="1")
+    bob = await clients.start("bob", gateways[0], hub, user="bob", resumable="1")
+    first = await bob.invoke("hub.session")
+    said = (await ann.call({"to": "user", "user": "bob"}, "one"))["position"]
+    await bob.hears("say", "one", said)
+    # Another connection, on the other node, takes over: it has not seen the message.
+    heir = await clients.start("heir", gateways[1], hub, skip_negotiation=True, user="bob", resumable="1")
+    answer = await heir.invoke("hub.resume", first["resumeToken"], first["cursor"])
+    assert (answer["sessionId"], answer["resumed"], answer["resync"]) == (first["sessionId"], True, None)
+    await heir.hears("say", "one", said)
+    assert "replaced: " in (await bob.meets("closed") or "")
+    assert (await ann.call({"to": "client", "session": first["sessionId"]}, "two"))["outcome"] == "sent"
+    await until(lambda: heir.said() == ["one", "two"], what="both, once")
     await fence(ann, ann)

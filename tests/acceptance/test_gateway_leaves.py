@@ -135,7 +135,7 @@ async def test_the_example_chats_through_two_gateways_and_a_restart(
         os.kill(served.entry("gateway", 1).pid or 0, signal.SIGTERM)
         await ann.shows(lambda line: line.startswith("* connection lost (") and "shutdown: " in line)
         await ann.shows(
-            lambda line: line.startswith("* reconnected as session ") and line.endswith(", in side, lobby"),
+            lambda line: line.startswith("* resumed session ") and line.endswith(", in side, lobby"),
             timeout_s=RESTART_S,
         )
         bob.types("are you still there?")
