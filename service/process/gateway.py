@@ -70,7 +70,7 @@ async def run(settings: Settings, index: int) -> None:
             _rounds(dispatchers, lease, server, settings.nats_grace_s),
             serving(server.app(), settings.host, port, setting="HUBLOG_GATEWAY_PORT"),
         ):
-            _measure(metrics, server, dispatchers)
+            _measure(metrics, server, dispatchers, lease)
             _calm_collector()
             await told_to_stop.wait()
             await server.drain(settings.drain_s)
@@ -128,11 +128,30 @@ async def _say_goodbye(lease: Lease) -> None:
         _log.warning("node.left_silently", node=lease.node, code=error.code)
 
 
-def _measure(metrics: Metrics, server: GatewayServer, dispatchers: list[Dispatcher]) -> None:
+def _measure(metrics: Metrics, server: GatewayServer, dispatchers: list[Dispatcher], lease: Lease) -> None:
     """Numbers that are kept anyway, made readable."""
     counters = server.context.counters
     metrics.gauge("hublog_connections", "Open connections.", lambda: len(server.context.coordinator))
-    metrics.counter("hublog_sessions_opened", "Sessions opened here.", lambda: counters.opened)
+    metrics.gauge(
+        "hublog_connections_by_standing",
+        "Connections by where they stand: connecting, authenticating, active, detached, closed.",
+        lambda: [({"standing": standing}, count) for standing, count in server.context.coordinator.counts.items()],
+    )
+    metrics.counter("hublog_sessions_opened", "Sessions opened or resumed here.", lambda: counters.opened)
+    metrics.counter("hublog_resumes", "Sessions taken over by a connection here.", lambda: counters.resumed)
+    metrics.counter("hublog_resumes_refused", "Tokens and cursors refused.", lambda: counters.resumes_refused)
+    metrics.counter(
+        "hublog_resume_messages",
+        "Messages that resumed sessions had missed.",
+        lambda: sum(handover.replayed for handover in server.context.handovers),
+    )
+    metrics.counter(
+        "hublog_resume_reads",
+        "Readings of a hub for resumed sessions.",
+        lambda: sum(handover.reads for handover in server.context.handovers),
+    )
+    metrics.gauge("hublog_suspended", "1 while the lease is too old.", lambda: int(lease.suspended()))
+    metrics.counter("hublog_node_lost", "Times that this node was called lost.", lambda: lease.lost)
     metrics.counter("hublog_sessions_closed", "Sessions closed here.", lambda: counters.closed)
     metrics.counter("hublog_calls_failed", "Calls answered with an error.", lambda: counters.failed_calls)
     metrics.counter("hublog_slow_consumers", "Connections cut because they did not read.", lambda: counters.slow)
