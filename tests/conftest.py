@@ -8,6 +8,7 @@
 """
 
 import asyncio
+import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
 
 import migrations
 from service.up.nats_server import NatsServer, Sync
@@ -22,6 +24,12 @@ from service.up.postgres import PostgresServer
 from tests.servers import loop_guard
 from tests.servers.nats import MakeNats, delete_all_streams, start_nats
 from tests.servers.postgres import TEMPLATE, create_database, drop_database, start_postgres
+
+# How long an example takes says something about the machine, not about the code. In CI the examples are always the
+# same: what is found by chance is found at home.
+settings.register_profile("home", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ci" if os.environ.get("CI") else "home")
 
 
 @pytest.fixture(autouse=True)
