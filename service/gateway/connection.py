@@ -50,6 +50,7 @@ from service.gateway.signalr.messages import (
     Refusal,
 )
 from service.log.commands import Known
+from service.log.fenced import BEGUN_UNDER
 from service.sessions.manager import Manager
 from service.sessions.registry import NewSession
 
@@ -157,6 +158,7 @@ class Connection:
     async def receive(self, payload: bytes) -> None:
         """The payload of one text frame. What it asks for is done, in order, when this returns; invokes may go on."""
         self._busy = True
+        BEGUN_UNDER.set(self.context.incarnation)
         try:
             for incoming in self.machine.receive(payload, time.monotonic()):
                 await self._handle(incoming)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from contextvars import Context
 from typing import Any, Protocol
 
 from events import session
@@ -43,7 +44,8 @@ class Closings:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, closing: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(closing)
+        # In a context of its own: it is the node's doing, whatever command it follows from (see log.fenced).
+        task = asyncio.get_running_loop().create_task(closing, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -41,7 +41,7 @@ async def run(settings: Settings, index: int) -> None:
     async with the_log(settings, node) as log, global_view(settings, log) as view:
         author = Author()
         lease = Lease(node, version("hublog-service"), f"http://{settings.host}:{port}", log, log, author)
-        fenced = FencedLog(log, lease.suspended)
+        fenced = FencedLog(log, lease.suspended, lambda: lease.incarnation)
         hubs = Hubs(fenced, manager_factory(settings, fenced, author, view))
         assert settings.secrets is not None
         dispatchers = [Dispatcher(number, log, log, encode) for number in range(log.partitions)]

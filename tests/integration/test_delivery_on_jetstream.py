@@ -36,7 +36,7 @@ class Local:
         self.transport = Transport()
         self.holes: list[int] = []
         outbox = Outbox(self.transport, 1 << 20, lambda: pytest.fail("nobody is slow"))
-        self.receiver = Receiver(self.id, None, outbox, lambda *_: None, self.holes.append)
+        self.receiver = Receiver(self.id, f"c-{self.id}", None, outbox, lambda *_: None, self.holes.append)
         outbox.uncork(b"0")
 
     @property
@@ -60,7 +60,7 @@ async def test_calls_right_behind_joins_made_elsewhere_arrive_once_and_in_order(
 ) -> None:
     here, elsewhere = logs
     subjects = HubSubjects(HubName(unique_hub), 1)
-    dispatcher = Dispatcher(0, here, here, lambda _target, arguments: arguments[1:-1])
+    dispatcher = Dispatcher(0, here, here, lambda _kind, _target, arguments, _position: arguments[1:-1])
     running = asyncio.ensure_future(repair.run(dispatcher))
     mine, theirs = session_manager(unique_hub, here), session_manager(unique_hub, elsewhere)
     locals_ = [Local() for _ in range(SESSIONS)]

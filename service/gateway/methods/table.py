@@ -67,9 +67,10 @@ async def hub_resume(caller: Caller, raw: bytes) -> bytes:
         raise NotResumable("the connection was opened without ?resumable")
     manager = _manager(caller)
     resumer = await caller.take_over(manager, asked.token, asked.cursor)
-    # Collected for a moment first, so the answer below is written before anything that was missed.
+    answer = await _session_answer(caller)
+    # The last thing: others are collected for a moment first, so the answer is written before anything that was missed.
     caller.context.handover(manager.hub).begin(manager.hub, resumer)
-    return await _session_answer(caller)
+    return answer
 
 
 async def _session_answer(caller: Caller) -> bytes:
