@@ -154,7 +154,7 @@ class _Check:
 
     def _begin(self, segment: Segment) -> Segment:
         life = self.model.lives[segment.session]
-        # Told or not (the answer may be lost): a hole that the log states makes messages come again.
+        # Until the client is told, or if it never is: a hole that the log states may make messages come again.
         segment.repeated = any(rewind < segment.cursor for rewind in life.rewinds)
         self.at_conn[segment.conn] = segment
         self.segments[segment.session].append(segment)
@@ -172,8 +172,7 @@ class _Check:
                 "wrong_session", f"the connection is told that it is {record.session}", record.session, [], [line]
             )
             return
-        if record.resync == "repeated":
-            segment.repeated = True
+        segment.repeated = record.resync == "repeated"
         if dialled.session is not None and not record.resumed:
             self._refused(line, dialled.session, record)
         elif record.resync == "lost":
@@ -261,7 +260,8 @@ class _Check:
         if ok.position is None:
             if ok.outcome == "not_found":
                 self._not_found(attempt, lines)
-            if calls:
+            # Closed between the look and the write: it is stored, means nobody, and is not found all the same.
+            if calls and (ok.outcome != "not_found" or calls[0].audience):
                 self.found.add(
                     "wrong_outcome", f"{ok.outcome} without a position, and stored", None, [calls[0].position], lines
                 )

@@ -18,6 +18,7 @@ from lab.chaos.history import (
     Dialled,
     Ended,
     Evidence,
+    Goodbye,
     Greeted,
     Invoke,
     LogEvent,
@@ -133,6 +134,13 @@ class Truth:
         self.history.append(Ended(conn=self.conn_of[session], why=reason))
         self.change(session, "detached", {"connection": connection, "reason": reason}, status="detached")
 
+    def close(self, session: str) -> None:
+        """As the client that leaves for good."""
+        state, conn = self.states[session], self.conn_of[session]
+        self.history += [Goodbye(conn=conn), Ended(conn=conn, why="closed")]
+        data = {"connection": state["connection"], "reason": "client", "groups": state["groups"]}
+        self.change(session, "closed", data, status="closed", groups={})
+
     def resume(self, session: str, gateway: int = 1) -> None:
         """Also while it is active: the old connection ends as replaced."""
         state = self.states[session]
@@ -150,7 +158,8 @@ class Truth:
     def evidence(self) -> Evidence:
         """With a last message, and everybody who is attached alive at the end."""
         alive = {session for session, state in self.states.items() if state["status"] == "active"}
-        last = self.invoke(min(alive), {"to": "all"}, set(self.states))
+        open_ = {session for session, state in self.states.items() if state["status"] != "closed"}
+        last = self.invoke(min(alive), {"to": "all"}, open_)
         self.history.append(Marker(message=last))
         for session in sorted(alive):
             self.history.append(Settled(conn=self.conn_of[session], session=session))
