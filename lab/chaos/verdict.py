@@ -30,6 +30,7 @@ MEANING = {
     "no_cause": "the log has ended a connection, and nothing had happened to it",
     "resume_lost": "the service says that it lost messages",
     "resume_refused": "a resume was refused that was due",
+    "before_answer": "what was missed came before the answer of the hub.resume that asked for it",
     "wrong_session": "a connection is told to be another session than the log says",
     "stranded": "a client found no way back when everything was well again",
     "marker": "the last message is missing",

@@ -26,6 +26,7 @@ from lab.chaos.history import (
     Ok,
     ReadPage,
     Record,
+    Resume,
     Settled,
 )
 
@@ -153,6 +154,23 @@ class Truth:
             self.history.append(Ended(conn=old, why="replaced"))
         self.change(session, "attached", attached, status="active", **attached)
         self.history.append(Greeted(conn=conn, session=session, cursor=cursor, resumed=True))
+        self.deliver(session)
+
+    def resume_by_method(self, session: str, *, early: bool = False) -> None:
+        """``hub.resume`` on a fresh connection, whose own session is superseded; ``early``: its answer comes late."""
+        state, cursor, fresh = self.states[session], at(self.cursors[session]), f"fresh-{self.conns}"
+        self.open(fresh, state["user"], gateway=1)
+        conn = self.conn_of[session] = self.conn_of[fresh]
+        self.history.append(Resume(conn=conn, session=session, cursor=cursor))
+        where = {name: self.states[fresh][name] for name in ("node", "incarnation", "connection")}
+        attached = {"generation": state["generation"] + 1, **where}
+        self.change(session, "attached", attached, status="active", **attached)
+        closed = {"connection": where["connection"], "reason": "superseded"}
+        self.change(fresh, "closed", closed, status="closed")
+        greeted = Greeted(conn=conn, session=session, cursor=cursor, resumed=True)
+        if early:
+            self.deliver(session)
+        self.history.append(greeted)
         self.deliver(session)
 
     def evidence(self) -> Evidence:

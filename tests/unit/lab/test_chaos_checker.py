@@ -138,6 +138,18 @@ def test_messages_come_again_only_where_that_is_said() -> None:
     assert check(play("lost").evidence()).kinds == {"resume_lost", "duplicated"}
 
 
+def test_what_was_missed_comes_behind_the_answer_of_hub_resume() -> None:
+    def play(*, early: bool) -> Truth:
+        hub = truth()
+        hub.detach("b")
+        hub.invoke("a", {"to": "client", "session": "b"}, {"b"})
+        hub.resume_by_method("b", early=early)
+        return hub
+
+    assert check(play(early=False).evidence()).violations == []
+    assert check(play(early=True).evidence()).kinds == {"before_answer"}
+
+
 def test_an_end_without_a_cause() -> None:
     hub = truth()
     hub.detach("b", "node_lost")
