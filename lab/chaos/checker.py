@@ -386,6 +386,7 @@ class _Check:
                     lines = [segment.line for segment in segments[-1:]]
                     self._lost(session, sequence, lines)
             self.figures.sessions += bool(segments)
+            self.figures.overlapping += sum(len(segment.delivered) for segment in segments) - len(covered)
             self.figures.expected += sum(1 for sequence in expected if sequence <= horizon)
         if self.settled and self.marker is None:
             self.found.add("marker", "the last message is not in the log: nothing can be said of the end", None, [])

@@ -65,7 +65,10 @@ class Violations:
 
 
 class Figures(msgspec.Struct):
-    """How much was checked. ``expected``: deliveries that the log demands of sessions that were watched."""
+    """How much was checked. ``expected``: deliveries that the log demands of sessions that were watched.
+
+    ``overlapping``: those that an old connection had still got when a new one, behind an older cursor, got them too.
+    """
 
     sessions: int = 0
     settled: int = 0
@@ -80,6 +83,7 @@ class Figures(msgspec.Struct):
     events: int = 0
     expected: int = 0
     deliveries: int = 0
+    overlapping: int = 0
     faults: dict[str, int] = {}
     ends: dict[str, int] = {}
 
