@@ -4,8 +4,8 @@ What one client that does not read can hold, with ``HUBLOG_OUTBOX_BYTES_MAX`` at
 
 * in the gateway's memory: B and the one frame that goes beyond it, and the object of the connection, some 25 KiB;
 * in the kernel: the send buffer of the gateway's socket. Nobody sets SO_SNDBUF, so Linux grows it from 16 KiB to at
-  most the last number of ``net.ipv4.tcp_wmem``, 4 MiB as a rule: on loopback some 2.5 MB are taken before anything is
-  kept back. SO_RCVBUF is the client's own (``tcp_rmem``); here it asks for 4 KiB, so that the bound is met early.
+  most the last number of ``net.ipv4.tcp_wmem``, 4 MiB as a rule: on loopback 3.9 MB are taken before anything is kept
+  back. SO_RCVBUF is the client's own (``tcp_rmem``); here it asks for 4 KiB, so that the bound is met early.
 
 So sessions times (B + 25 KiB) bound the process, and times ``tcp_wmem`` the kernel. Both are free again with the cut:
 it is a reset, or the kernel would keep its part until the client reads, for minutes at least.
@@ -40,9 +40,9 @@ LISTENERS = 10
 SILENT = 20
 ROUND_TRIPS = 300
 TIMES_SLOWER = 2.0
-SLACK_S = 0.002  # of the machine, not of the gateway
+SLACK_S = 0.001  # of the machine, not of the gateway
 CONNECTION_BYTES = 25 * 1024
-NOISE_BYTES = 8 * 1024 * 1024
+NOISE_BYTES = 4 * 1024 * 1024
 """What a process of Python moves by when it has worked."""
 RECEIVE_BYTES = 4_096
 LISTENING = "0A"
@@ -121,13 +121,16 @@ async def test_it_costs_the_others_nothing(served: Up, gateways: tuple[str, str]
         without = await _round_trips(caller)
         async with AsyncExitStack() as stack:
             silent = await _silent(stack, gateways[0], hub)
+            # From the moment they fall silent until the last of them has been cut off.
+            cut = asyncio.gather(*(asyncio.ensure_future(_detached(api, session)) for session in silent))
             beside = await _round_trips(caller)
-            for session in silent:
-                await _detached(api, session)
+            while not cut.done():
+                beside += await _round_trips(caller)
+            await cut
             after = await _round_trips(caller)
     for measured in (beside, after):
         assert statistics.median(measured) < TIMES_SLOWER * statistics.median(without) + SLACK_S
-        assert p99(measured) < TIMES_SLOWER * p99(without) + 5 * SLACK_S
+        assert p99(measured) < TIMES_SLOWER * p99(without) + 10 * SLACK_S
 
 
 async def test_clients_that_never_read_hold_no_more_than_their_bound(
