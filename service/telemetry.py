@@ -53,6 +53,8 @@ def configure_logging(level: str, *, process: str, stream: TextIO | None = None)
     )
     # Libraries are heard when something is wrong; what they do otherwise is their own business.
     logging.basicConfig(level=max(numeric, logging.WARNING), handlers=[handler], force=True)
+    # It tells of every attempt while Postgres is away; whoever asked says it once.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
 def _name_process(process: str) -> structlog.typing.Processor:

@@ -72,6 +72,8 @@ class _Check:
         self.figures = Figures()
         self.dialled: dict[int, tuple[int, Dialled]] = {}
         self.resumes: dict[int, Resume] = {}
+        self.resuming: dict[int, Resume] = {}
+        """Asked, and not answered so far."""
         self.ended: dict[int, tuple[int, Ended]] = {}
         self.goodbyes: dict[int, int] = {}
         self.settled: dict[int, tuple[int, Settled]] = {}
@@ -111,7 +113,7 @@ class _Check:
             case Dialled():
                 self.dialled[record.conn] = (line, record)
             case Resume():
-                self.resumes[record.conn] = record
+                self.resumes[record.conn] = self.resuming[record.conn] = record
             case Greeted():
                 self._greeted(line, record)
             case Delivered():
@@ -154,7 +156,7 @@ class _Check:
 
     def _begin(self, segment: Segment) -> Segment:
         life = self.model.lives[segment.session]
-        # Told or not (the answer may be lost): a hole that the log states makes messages come again.
+        # Until the client is told, or if it never is: a hole that the log states may make messages come again.
         segment.repeated = any(rewind < segment.cursor for rewind in life.rewinds)
         self.at_conn[segment.conn] = segment
         self.segments[segment.session].append(segment)
@@ -164,16 +166,17 @@ class _Check:
         segment = self._segment(record.conn, line)
         _, dialled = self.dialled[record.conn]
         resume = self.resumes.get(record.conn)
+        self.resuming.pop(record.conn, None)
         taken = resume is not None and record.resumed and resume.session == record.session
-        if resume is not None and taken and record.session in self.model.lives:
+        already = segment is not None and segment.session == record.session
+        if resume is not None and taken and not already and record.session in self.model.lives:
             segment = self._begin(Segment(record.conn, record.session, place(resume.cursor)[1], line))
         if segment is None or segment.session != record.session:
             self.found.add(
                 "wrong_session", f"the connection is told that it is {record.session}", record.session, [], [line]
             )
             return
-        if record.resync == "repeated":
-            segment.repeated = True
+        segment.repeated = record.resync == "repeated"
         if dialled.session is not None and not record.resumed:
             self._refused(line, dialled.session, record)
         elif record.resync == "lost":
@@ -189,6 +192,8 @@ class _Check:
     def _delivered(self, line: int, record: Delivered) -> None:
         self.figures.deliveries += 1
         segment = self._segment(record.conn, line)
+        if segment is not None and record.conn in self.resuming:
+            segment = self._early(self.resuming.pop(record.conn), segment, record, line)
         session = segment.session if segment is not None else None
         calls = self.by_message.get(record.message, [])
         if not calls:
@@ -203,6 +208,16 @@ class _Check:
             self.found.add("not_meant", "delivered to a connection that no session has", None, [call.position], [line])
         else:
             segment.delivered.append((call.sequence, line))
+
+    def _early(self, resume: Resume, own: Segment, record: Delivered, line: int) -> Segment:
+        """Delivered between ``hub.resume`` and its answer: it is for the session that was asked for, and too early."""
+        life = self.model.lives.get(resume.session)
+        connection = self.dialled[record.conn][1].connection
+        if life is None or all(holding.connection != connection for holding in life.holdings):
+            return own
+        where = [record.position] if record.position else []
+        self.found.add("before_answer", "delivered before hub.resume was answered", resume.session, where, [line])
+        return self._begin(Segment(record.conn, resume.session, place(resume.cursor)[1], line))
 
     # -------------------------------------------------------------------------------------------- what was asked
 
@@ -261,7 +276,8 @@ class _Check:
         if ok.position is None:
             if ok.outcome == "not_found":
                 self._not_found(attempt, lines)
-            if calls:
+            # Closed between the look and the write: it is stored, means nobody, and is not found all the same.
+            if calls and (ok.outcome != "not_found" or calls[0].audience):
                 self.found.add(
                     "wrong_outcome", f"{ok.outcome} without a position, and stored", None, [calls[0].position], lines
                 )
@@ -370,6 +386,7 @@ class _Check:
                     lines = [segment.line for segment in segments[-1:]]
                     self._lost(session, sequence, lines)
             self.figures.sessions += bool(segments)
+            self.figures.overlapping += sum(len(segment.delivered) for segment in segments) - len(covered)
             self.figures.expected += sum(1 for sequence in expected if sequence <= horizon)
         if self.settled and self.marker is None:
             self.found.add("marker", "the last message is not in the log: nothing can be said of the end", None, [])

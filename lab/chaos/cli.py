@@ -108,7 +108,7 @@ def check(
     try:
         verdict = run.judge(folder)
     except (OSError, msgspec.DecodeError) as exc:
-        Console(stderr=True).print(f"chaos: {exc}", style="red", markup=False, highlight=False)
+        Console(stderr=True).print(f"chaos: {exc}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from exc
     _show(folder, verdict, as_json)
 
@@ -134,8 +134,10 @@ def _run(options: run.Options) -> Verdict:
             return run.run(options, progress)
         except FAILURES as exc:
             bar.stop()
-            errors.print(f"chaos: {exc}", style="red", markup=False, highlight=False)
-            errors.print(f"What there is of the history is in {options.folder}", markup=False, highlight=False)
+            errors.print(f"chaos: {exc}", style="red", markup=False, highlight=False, soft_wrap=True)
+            errors.print(
+                f"What there is of the history is in {options.folder}", markup=False, highlight=False, soft_wrap=True
+            )
             raise typer.Exit(2) from exc
 
 

@@ -134,7 +134,7 @@ class Breaker:
                     await asyncio.sleep(one.seconds)
                 finally:
                     self._site.signal(name, signal.SIGCONT)
-            elif self._site.own and not await self._site.back(name, pid):
+            elif not await self._site.back(name, pid) and self._site.own:
                 raise RuntimeError(f"{name} did not come back after {one.kind}")
 
     async def _sockets(self, one: Planned, verb: str, gateway: int) -> None:

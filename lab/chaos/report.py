@@ -48,6 +48,7 @@ def show(folder: Path, verdict: Verdict, console: Console) -> None:
                 ("… alive at the end, complete to the last message", figures.settled),
                 ("deliveries that were due", figures.expected),
                 ("deliveries received", figures.deliveries),
+                ("… again, behind the cursor that a new connection showed", figures.overlapping),
             ],
         ),
         ("How connections ended in the log", sorted(figures.ends.items())),
@@ -71,7 +72,7 @@ def _done(faults: dict[str, int]) -> list[tuple[str, int]]:
 
 def _violations(verdict: Verdict, console: Console) -> None:
     counts = Counter(violation.kind for violation in verdict.violations)
-    console.print(f"[bold red]{len(counts)} kinds of violation.[/bold red]")
+    console.print(f"[bold red]{len(counts)} kind{'s' * (len(counts) != 1)} of violation.[/bold red]")
     for kind, count in counts.most_common():
         console.print(f"[red]{kind}[/red] ({count}): {MEANING[kind]}", highlight=False)
         for one in [one for one in verdict.violations if one.kind == kind][:EXAMPLES]:

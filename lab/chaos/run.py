@@ -25,6 +25,8 @@ from lab.chaos.wire import Numbers
 from lab.client import KEEP_ALIVE
 from lab.proc import raise_file_limit
 
+BEYOND_S = 480.0
+"""What a run may take beyond the time that it breaks things: starting, coming back, reading, stopping."""
 CONNECT_TIMEOUT_S = 60.0
 SETTLE_TIMEOUT_S = 60.0
 MARKER_TIMEOUT_S = 45.0
@@ -86,7 +88,10 @@ async def _until_told(options: Options, progress: Callable[[float, str], None]) 
     try:
         progress(0, "starting an installation" if not options.urls and options.processes is None else "connecting")
         async with _site(options) as site, aiohttp.ClientSession() as http:
-            await _Run(options, site, http, progress).all()
+            async with asyncio.timeout(options.seconds + BEYOND_S):
+                await _Run(options, site, http, progress).all()
+    except TimeoutError as exc:
+        raise RuntimeError(f"not done {BEYOND_S:.0f} s after its time") from exc
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
 
@@ -101,7 +106,7 @@ async def _site(options: Options) -> AsyncIterator[Site]:
             finally:
                 _keep_logs(Path(site.install.data), options.folder)
         return
-    if options.api is None:
+    if options.api is None and options.processes is None:
         raise Unsuitable("an installation that runs already needs --api too: its log is read there")
     async with foreign_site(list(options.urls), options.api, options.processes) as site:
         yield site

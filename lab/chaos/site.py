@@ -96,10 +96,10 @@ async def own_site(gateways: int, sync: str, parent: Path | None, outlying: bool
 
 
 @contextlib.asynccontextmanager
-async def foreign_site(urls: list[str], api: str, board: Path | None) -> AsyncIterator[Site]:
+async def foreign_site(urls: list[str], api: str | None, board: Path | None) -> AsyncIterator[Site]:
     """An installation that runs already: of its processes only those are touched that ``board`` names."""
     install = read_processes(board, "as found") if board is not None else Install([], "as found", "/")
-    site = Site(install, api, board, own=False)
+    site = Site(install, api or install.urls["api"], board, own=False)
     async with _fronts(site, urls or [gateway.url for gateway in install.gateways]):
         yield site
 

@@ -30,6 +30,7 @@ MEANING = {
     "no_cause": "the log has ended a connection, and nothing had happened to it",
     "resume_lost": "the service says that it lost messages",
     "resume_refused": "a resume was refused that was due",
+    "before_answer": "what was missed came before the answer of the hub.resume that asked for it",
     "wrong_session": "a connection is told to be another session than the log says",
     "stranded": "a client found no way back when everything was well again",
     "marker": "the last message is missing",
@@ -64,7 +65,10 @@ class Violations:
 
 
 class Figures(msgspec.Struct):
-    """How much was checked. ``expected``: deliveries that the log demands of sessions that were watched."""
+    """How much was checked. ``expected``: deliveries that the log demands of sessions that were watched.
+
+    ``overlapping``: those that an old connection had still got when a new one, behind an older cursor, got them too.
+    """
 
     sessions: int = 0
     settled: int = 0
@@ -79,6 +83,7 @@ class Figures(msgspec.Struct):
     events: int = 0
     expected: int = 0
     deliveries: int = 0
+    overlapping: int = 0
     faults: dict[str, int] = {}
     ends: dict[str, int] = {}
 

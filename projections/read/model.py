@@ -18,6 +18,7 @@ from projections.read.progress import Progress
 CONNECTIONS_MAX = 8
 CONNECT_TIMEOUT_S = 5
 POOL_TIMEOUT_S = 2.0  # how long a question waits for a connection
+CHECKED_S = POOL_TIMEOUT_S + 1.0  # and for one that answers
 STATEMENT_TIMEOUT_S = 10
 
 
@@ -31,6 +32,7 @@ class ReadModel:
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]] | None = None
         self._progress: Progress | None = None
         self._opening = asyncio.Lock()
+        self._asking: set[asyncio.Task[list[tuple[Any, ...]]]] = set()
 
     def partition(self, hub: str) -> int:
         return partition_of(hub, self.partitions)
@@ -39,7 +41,30 @@ class ReadModel:
         """One statement, in its own snapshot. Raises: ReadModelUnavailable, InvalidQuery."""
         pool = self._pool or await self._open()
         try:
+            async with asyncio.timeout(CHECKED_S) as limit:
+                asking = asyncio.create_task(self._ask(pool, query, values, limit))
+                self._asking.add(asking)
+                asking.add_done_callback(self._asking.discard)
+                try:
+                    # Surprising because a server that hangs does not let psycopg cancel either: that takes it 10 s, for
+                    # which nobody has to wait.
+                    return await asyncio.shield(asking)
+                finally:
+                    asking.cancel()
+        except TimeoutError as exc:
+            raise ReadModelUnavailable("Postgres does not answer in time") from exc
+
+    async def _ask(
+        self,
+        pool: AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]],
+        query: LiteralString,
+        values: Mapping[str, object],
+        limit: asyncio.Timeout,
+    ) -> list[tuple[Any, ...]]:
+        try:
             async with pool.connection() as connection, connection.cursor(binary=True) as cursor:
+                if not limit.expired():
+                    limit.reschedule(asyncio.get_running_loop().time() + STATEMENT_TIMEOUT_S + CHECKED_S)
                 await cursor.execute(query, values)
                 return await cursor.fetchall()
         except (psycopg.DataError, UnicodeEncodeError) as exc:
@@ -69,6 +94,8 @@ class ReadModel:
     async def close(self) -> None:
         if self._progress is not None:
             await self._progress.close()
+        for asking in self._asking:
+            asking.cancel()
         if self._pool is not None:
             await self._pool.close()
         self._pool = self._progress = None

@@ -5,7 +5,11 @@ client does not read: the outbox says so once and takes nothing more, so that no
 """
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable
+
+RESET = struct.pack("ii", 1, 0)  # linger for no time
 
 
 class Outbox:
@@ -88,8 +92,15 @@ class Outbox:
         self._on_slow = _nobody  # no cycle with the connection: it is freed at once, not by the collector
 
     def abort(self) -> None:
-        """Drop what is queued and the connection with it, at once."""
+        """Drop what is queued and the connection with it, at once.
+
+        By a reset: a socket that is merely closed would keep what the kernel took of it, up to 4 MiB, for as long as
+        its peer is there and does not read.
+        """
         self.close()
+        connected = self._transport.get_extra_info("socket")
+        if connected is not None and connected.fileno() >= 0:
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self._transport.abort()
 
     def _cork(self, frame: bytes) -> None:

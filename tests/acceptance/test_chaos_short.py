@@ -95,3 +95,19 @@ async def test_a_gateway_that_delivers_wrongly_is_found_out(tmp_path: Path, kind
     )
     assert status == 1
     assert kind in verdict.kinds
+
+
+async def test_a_gateway_that_ignores_its_lease_is_found_out(tmp_path: Path):
+    """Stopped for longer than its lease, it stores on waking what it was asked: no setting could make it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        'import sys\nif "gateway" in sys.orig_argv:\n'
+        "    from service.nodes import lease\n    lease.SUSPENDED_AFTER_S = 1e9\n"
+    )
+    # The first pause of this seed begins after 1.5 s and lasts 13.6 s.
+    status, verdict = await chaos(
+        *("--seed", "50", "--seconds", "18", "--sessions", "60", "--rate", "120", "--faults", "pause-gateway"),
+        *("--history", str(tmp_path / "history"), "--data-dir", str(tmp_path)),
+        PYTHONPATH=str(tmp_path),
+    )
+    assert status == 1
+    assert "fenced_append" in verdict.kinds

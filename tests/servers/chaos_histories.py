@@ -18,6 +18,7 @@ from lab.chaos.history import (
     Dialled,
     Ended,
     Evidence,
+    Goodbye,
     Greeted,
     Invoke,
     LogEvent,
@@ -25,6 +26,7 @@ from lab.chaos.history import (
     Ok,
     ReadPage,
     Record,
+    Resume,
     Settled,
 )
 
@@ -133,6 +135,13 @@ class Truth:
         self.history.append(Ended(conn=self.conn_of[session], why=reason))
         self.change(session, "detached", {"connection": connection, "reason": reason}, status="detached")
 
+    def close(self, session: str) -> None:
+        """As the client that leaves for good."""
+        state, conn = self.states[session], self.conn_of[session]
+        self.history += [Goodbye(conn=conn), Ended(conn=conn, why="closed")]
+        data = {"connection": state["connection"], "reason": "client", "groups": state["groups"]}
+        self.change(session, "closed", data, status="closed", groups={})
+
     def resume(self, session: str, gateway: int = 1) -> None:
         """Also while it is active: the old connection ends as replaced."""
         state = self.states[session]
@@ -147,10 +156,28 @@ class Truth:
         self.history.append(Greeted(conn=conn, session=session, cursor=cursor, resumed=True))
         self.deliver(session)
 
+    def resume_by_method(self, session: str, *, early: bool = False) -> None:
+        """``hub.resume`` on a fresh connection, whose own session is superseded; ``early``: its answer comes late."""
+        state, cursor, fresh = self.states[session], at(self.cursors[session]), f"fresh-{self.conns}"
+        self.open(fresh, state["user"], gateway=1)
+        conn = self.conn_of[session] = self.conn_of[fresh]
+        self.history.append(Resume(conn=conn, session=session, cursor=cursor))
+        where = {name: self.states[fresh][name] for name in ("node", "incarnation", "connection")}
+        attached = {"generation": state["generation"] + 1, **where}
+        self.change(session, "attached", attached, status="active", **attached)
+        closed = {"connection": where["connection"], "reason": "superseded"}
+        self.change(fresh, "closed", closed, status="closed")
+        greeted = Greeted(conn=conn, session=session, cursor=cursor, resumed=True)
+        if early:
+            self.deliver(session)
+        self.history.append(greeted)
+        self.deliver(session)
+
     def evidence(self) -> Evidence:
         """With a last message, and everybody who is attached alive at the end."""
         alive = {session for session, state in self.states.items() if state["status"] == "active"}
-        last = self.invoke(min(alive), {"to": "all"}, set(self.states))
+        open_ = {session for session, state in self.states.items() if state["status"] != "closed"}
+        last = self.invoke(min(alive), {"to": "all"}, open_)
         self.history.append(Marker(message=last))
         for session in sorted(alive):
             self.history.append(Settled(conn=self.conn_of[session], session=session))

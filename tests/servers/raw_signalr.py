@@ -79,9 +79,9 @@ class RawClient:
                 assert not self.ended, f"ended without {containing!r}: {self.records[-3:]}, code {self.close_code}"
                 await self._heard()
 
-    async def end(self) -> None:
+    async def end(self, *, patience_s: float = PATIENCE_S) -> None:
         """Wait until the other side has ended it."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(patience_s):
             while not self.ended:
                 await self._heard()
 

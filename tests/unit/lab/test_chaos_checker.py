@@ -74,6 +74,20 @@ def test_a_refused_call_that_was_stored() -> None:
     assert check(Evidence(history, evidence.log, evidence.pages)).kinds == {"refused_but_stored"}
 
 
+def test_not_found_may_be_stored_where_the_session_closed_just_before_but_nowhere_else() -> None:
+    def play(*, closed: bool) -> Truth:
+        hub = truth()
+        message = hub.invoke("a", {"to": "client", "session": "b"}, set(), stored=False)
+        if closed:
+            hub.close("b")
+        hub.store("a", {"to": "client", "session": "b"}, message, set() if closed else {"b"})
+        hub.history.append(Ok(call=hub.calls, outcome="not_found"))
+        return hub
+
+    assert check(play(closed=True).evidence()).violations == []
+    assert check(play(closed=False).evidence()).kinds == {"wrong_outcome"}
+
+
 def test_a_session_that_ended_has_a_prefix_and_no_more_is_asked_of_it() -> None:
     hub = truth()
     hub.detach("b", "transport_error")
@@ -122,6 +136,18 @@ def test_messages_come_again_only_where_that_is_said() -> None:
     assert check(play("repeated").evidence()).violations == []
     assert check(play(None).evidence()).kinds == {"duplicated"}
     assert check(play("lost").evidence()).kinds == {"resume_lost", "duplicated"}
+
+
+def test_what_was_missed_comes_behind_the_answer_of_hub_resume() -> None:
+    def play(*, early: bool) -> Truth:
+        hub = truth()
+        hub.detach("b")
+        hub.invoke("a", {"to": "client", "session": "b"}, {"b"})
+        hub.resume_by_method("b", early=early)
+        return hub
+
+    assert check(play(early=False).evidence()).violations == []
+    assert check(play(early=True).evidence()).kinds == {"before_answer"}
 
 
 def test_an_end_without_a_cause() -> None:
