@@ -18,8 +18,8 @@ BEGUN_UNDER: ContextVar[str | None] = ContextVar("begun_under", default=None)
 
 
 class FencedLog:
-    """An :class:`EventLog` whose writes raise Suspended while ``suspended()``, or when ``incarnation()`` is not the one in
-    :data:`BEGUN_UNDER`: a command must not outlive the life of the node that took it, even where it had to wait.
+    """An :class:`EventLog` whose writes raise Suspended while ``suspended()``, or when ``incarnation()`` is not the one
+    in :data:`BEGUN_UNDER`: a command must not outlive the life of the node that took it, even where it had to wait.
     """
 
     def __init__(self, log: EventLog, suspended: Callable[[], bool], incarnation: Callable[[], str]) -> None:
