@@ -46,7 +46,7 @@ async def test_every_session_of_a_killed_gateway_goes_on_elsewhere(
         assert took_s < RESUMED_WITHIN_S
         assert all(answer["resumed"] and answer["resync"] is None for answer in answers)
         assert [answer["sessionId"] for answer in answers] == [answer["sessionId"] for answer in sessions]
-        sent = await positions(api)
+        sent = await positions(api, last)
         assert sent
         for before, after in zip(old, new, strict=True):
             assert said(before) + said(after) == sent, "lost, twice, or out of order"

@@ -55,11 +55,11 @@ async def test_nothing_of_a_paused_gateway_gets_in_or_out(
             assert [one["type"] for one in after if one["type"] != 6][-1:] == [7], after
             assert all(one["type"] in {3, 6, 7} for one in after), "a message reached a client of the paused gateway"
             assert after[-1]["allowReconnect"] is True
-        sent = await positions(api)
+        sent = await positions(api, last)
         for client, resumed in zip(old, new, strict=True):
             received = [position for one in (client, resumed) for position in said(one)]
             assert received == sent, "lost, twice, or out of order"
-        assert not [one for one in await calls(api) if one["data"]["target"] == "stale"]
+        assert not [one for one in await calls(api, last) if one["data"]["target"] == "stale"]
         async with RawClient(gateways[0], hub) as back:  # it has begun a new life
             assert (await back.call("hub.session", b"[]"))["result"]["sessionId"]
 

@@ -43,13 +43,14 @@ def said(client: RawClient) -> list[str]:
     return [json.loads(one)["arguments"][-1] for one in client.records if b'"target":"say"' in one]
 
 
-async def calls(api: Api) -> list[dict[str, Any]]:
-    return list(await api.items("events", type="invocation.requested"))
+async def calls(api: Api, up_to: str) -> list[dict[str, Any]]:
+    """Everything that was called, as soon as the read models have it up to a position."""
+    return list(await api.items("events", type="invocation.requested", min_position=up_to))
 
 
-async def positions(api: Api) -> list[str]:
-    """Of everything that was called, as the log has it."""
-    return [one["position"] for one in await calls(api) if one["data"]["target"] == "say"]
+async def positions(api: Api, up_to: str) -> list[str]:
+    """Of everything that was said, as the log has it."""
+    return [one["position"] for one in await calls(api, up_to) if one["data"]["target"] == "say"]
 
 
 async def _enter(stack: AsyncExitStack, clients: list[RawClient]) -> list[RawClient]:
