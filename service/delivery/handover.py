@@ -7,7 +7,9 @@ behind it whatever the gate kept from beyond H.
 """
 
 import asyncio
+import math
 from collections.abc import Coroutine, Iterable
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -27,6 +29,7 @@ READ_WHOLE_MAX = 50_000  # a longer range is read by subject
 GATE_BYTES_MAX = 8 * 1024 * 1024
 PACE_S = 0.01
 RETRY_S = 0.25
+FIRST_KEPT_S = 1.0
 
 _log = structlog.get_logger(__name__)
 
@@ -87,9 +90,21 @@ class Handover:
         self._dispatcher = dispatcher
         self._waiting: dict[HubName, list[Resumer]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._first, self._first_at_s = 0, -math.inf
         self.reads = 0
         self.resumed = 0
         self.replayed = 0
+
+    async def first_sequence(self) -> int:
+        """The first sequence that the log still holds, at most a second old: thousands ask for it at once.
+
+        What is trimmed in that second is noticed when the hub is read. Raises: LogUnavailable.
+        """
+        now_s = monotonic()
+        if now_s - self._first_at_s > FIRST_KEPT_S:
+            self._first = await self._dispatcher.log.first_sequence(self._dispatcher.partition)
+            self._first_at_s = now_s
+        return self._first
 
     def begin(self, hub: HubName, resumer: Resumer) -> None:
         """Take a session in; it is handed over as soon as its hub was read. Call after its ``attached`` is stored."""

@@ -83,7 +83,7 @@ async def take_over(
         standing = Standing(known.state.generation, resumed=True, cursor=start)
         if start < at.sequence:
             standing.resync = "repeated"
-        if start + 1 < await dispatcher.log.first_sequence(dispatcher.partition) and start < known.sequence:
+        if start + 1 < await context.handover(hub).first_sequence() and start < known.sequence:
             standing.resync, standing.cursor = "lost", known.sequence
     except BaseException:
         dispatcher.interest.release(receiver)
