@@ -20,7 +20,7 @@ from lab.fanout import fanout
 from lab.install import Install, embedded, epitaph, read_processes, running
 from lab.latency import Plan, latency
 from lab.load import Progress
-from lab.proc import Gone, cpu_us, family_cpu_us, machine, machine_cpu_us, raise_file_limit
+from lab.proc import Gone, machine, others_cpu_us, raise_file_limit
 from lab.report import Report
 
 SPARE_FILES = 200
@@ -105,9 +105,8 @@ async def _run(options: Options, progress: Progress) -> Report:
 
 
 def _others_us(install: Install) -> int:
-    """What everything but the installation and this bench has used; postgres and nats may be out of sight."""
-    own = sum(family_cpu_us(pid) for pid in install.pids.values()) + cpu_us(os.getpid())
-    return machine_cpu_us() - own
+    """What everything but the installation and this bench has used."""
+    return others_cpu_us({os.getpid(), *install.pids.values()})
 
 
 async def _measure(measure: str, install: Install, options: Options, report: Report, progress: Progress) -> None:

@@ -15,7 +15,7 @@ from lab.connect import Connect
 from lab.fanout import Fanout
 from lab.install import Install, epitaph, read_processes
 from lab.latency import Latency
-from lab.proc import Gone, NotEnoughFiles, cpu_us, family_cpu_us, machine, machine_cpu_us, raise_file_limit, rss_bytes
+from lab.proc import Gone, NotEnoughFiles, cpu_us, family_cpu_us, machine, others_cpu_us, raise_file_limit, rss_bytes
 from lab.report import Report, as_json, missed, show
 
 CONNECT = Connect(10_000, 0, 0, 5.0, 2_000.0, 150.0, 60.0, 24.0, None)
@@ -105,8 +105,16 @@ def test_figures_of_this_very_process(tmp_path: Path):
 
     assert rss_bytes(os.getpid()) > 2**20
     assert family_cpu_us(os.getpid()) >= cpu_us(os.getpid()) > 0
-    assert machine_cpu_us() > cpu_us(os.getpid())
     assert machine(tmp_path).data_filesystem != "unknown"
+
+
+def test_the_time_of_others_is_everything_but_ones_own():
+    import os
+
+    everyone = others_cpu_us(set())
+    without_us = others_cpu_us({os.getpid()})
+    assert everyone - without_us >= cpu_us(os.getpid()) // 2 > 0
+    assert others_cpu_us({1}) <= without_us  # everything in user space descends from 1
 
 
 def test_the_last_words_of_a_dead_process_are_kept(tmp_path: Path):
