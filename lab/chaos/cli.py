@@ -80,6 +80,10 @@ def chaos(
         raise typer.BadParameter(f"{', '.join(unknown)}: none of {', '.join(KINDS)}", param_hint="--faults")
     if sync not in {"relaxed", "always"}:
         raise typer.BadParameter(f"{sync!r} is neither relaxed nor always", param_hint="--sync")
+    if history is not None and history.exists() and any(history.iterdir()):
+        raise typer.BadParameter(
+            f"{history} holds something: two runs in one history prove nothing", param_hint="--history"
+        )
     options = run.Options(
         seed=random.randrange(1_000_000) if seed is None else seed,
         folder=history or Path(tempfile.mkdtemp(prefix="hublog-chaos-")),
