@@ -95,22 +95,7 @@ class World:
             self.log.store(subject, self.author.write(event, actor=actor))
 
     def call(self, to: selector.Selector, caller: Peer | None) -> None:
-        try:
-            route = selector.resolve(to, caller.id if caller is not None else None)
-        except Exception as exc:
-            raise AssertionError(f"{to} does not resolve") from exc
-        if route.kind == "none":
-            return
-        self.calls += 1
-        event = invocation.requested(route, to, "t", f"[{self.calls}]".encode())
-        subject = {
-            "all": SUBJECTS.all(),
-            "many": SUBJECTS.many(),
-            "group": SUBJECTS.group(route.name or "x"),
-            "user": SUBJECTS.user(route.name or "x"),
-            "inbox": SUBJECTS.inbox(route.name or "x"),
-        }[route.kind]
-        self.log.store(subject, self.author.write(event, actor="system:test"))
+        self.calls += store_call(self.log, self.author, to, caller.id if caller is not None else None, self.calls + 1)
 
     # -- what must be true afterwards
 
@@ -180,3 +165,20 @@ async def running(log: MemoryEventLog | None = None) -> AsyncIterator[World]:
     finally:
         services.cancel()
         await asyncio.gather(services, return_exceptions=True)
+
+
+def store_call(log: MemoryEventLog, author: Author, to: selector.Selector, caller: str | None, number: int) -> int:
+    """Store a call that carries its number; gives how many were written (none where nobody can be meant)."""
+    route = selector.resolve(to, caller)
+    if route.kind == "none":
+        return 0
+    event = invocation.requested(route, to, "t", f"[{number}]".encode())
+    subject = {
+        "all": SUBJECTS.all(),
+        "many": SUBJECTS.many(),
+        "group": SUBJECTS.group(route.name or "x"),
+        "user": SUBJECTS.user(route.name or "x"),
+        "inbox": SUBJECTS.inbox(route.name or "x"),
+    }[route.kind]
+    log.store(subject, author.write(event, actor="system:test"))
+    return 1

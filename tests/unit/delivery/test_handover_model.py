@@ -21,6 +21,7 @@ from service.delivery.interest import Receiver
 from service.delivery.outbox import Outbox
 from service.log.author import Author
 from service.log.memory import MemoryEventLog
+from tests.servers.delivery import store_call
 
 HUB = HubName("h")
 SUBJECTS = subjects.HubSubjects(HUB, 1)
@@ -134,19 +135,7 @@ class World:
         self.handovers[node].begin(HUB, Resumer(receiver, gate, cursor, sequence, client.state))
 
     def call(self, to: selector.Selector) -> None:
-        route = selector.resolve(to, None)
-        if route.kind == "none":
-            return
-        self.calls += 1
-        event = invocation.requested(route, to, "t", f"[{self.calls}]".encode())
-        subject = {
-            "all": SUBJECTS.all(),
-            "many": SUBJECTS.many(),
-            "group": SUBJECTS.group(route.name or "x"),
-            "user": SUBJECTS.user(route.name or "x"),
-            "inbox": SUBJECTS.inbox(route.name or "x"),
-        }[route.kind]
-        self.log.store(subject, self.author.write(event, actor="system:test"))
+        self.calls += store_call(self.log, self.author, to, None, self.calls + 1)
 
     def expected(self, client: Client) -> list[int]:
         life = audience.Life(client.id)
