@@ -156,6 +156,25 @@ def settings(
     Console().print(table)
 
 
+@app.command(rich_help_panel=TOOLS)
+def metrics(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the table of docs/metrics.md.")] = False,
+) -> None:
+    """List every metric of every process with its labels and meaning."""
+    from service.telemetry.catalogue import CATALOGUE, labels_shown, markdown_table
+
+    if markdown:
+        typer.echo(markdown_table(), nl=False)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "kind", "of", "labels", "meaning", show_lines=True)
+    for one in CATALOGUE:
+        table.add_row(one.name, one.kind, ", ".join(one.roles), *_plain(labels_shown(one), one.meaning))
+    Console().print(table)
+
+
 def _plain(*texts: str) -> list[str]:
     """Markdown without its marks."""
     return [text.replace("`", "") for text in texts]

@@ -130,50 +130,25 @@ async def _say_goodbye(lease: Lease) -> None:
 
 def _measure(metrics: Metrics, server: GatewayServer, dispatchers: list[Dispatcher], lease: Lease) -> None:
     """Numbers that are kept anyway, made readable."""
-    counters = server.context.counters
-    metrics.gauge("hublog_connections", "Open connections.", lambda: len(server.context.coordinator))
+    context = server.context
+    counters, standings = context.counters, context.coordinator.counts
+    metrics.gauge("hublog_connections", lambda: len(context.coordinator))
     metrics.gauge(
-        "hublog_connections_by_standing",
-        "Connections by where they stand: connecting, authenticating, active, detached, closed.",
-        lambda: [({"standing": standing}, count) for standing, count in server.context.coordinator.counts.items()],
+        "hublog_connections_by_standing", lambda: [({"standing": one}, count) for one, count in standings.items()]
     )
-    metrics.counter("hublog_sessions_opened", "Sessions opened or resumed here.", lambda: counters.opened)
-    metrics.counter("hublog_resumes", "Sessions taken over by a connection here.", lambda: counters.resumed)
-    metrics.counter("hublog_resumes_refused", "Tokens and cursors refused.", lambda: counters.resumes_refused)
-    metrics.counter(
-        "hublog_resume_messages",
-        "Messages that resumed sessions had missed.",
-        lambda: sum(handover.replayed for handover in server.context.handovers),
-    )
-    metrics.counter(
-        "hublog_resume_reads",
-        "Readings of a hub for resumed sessions.",
-        lambda: sum(handover.reads for handover in server.context.handovers),
-    )
-    metrics.gauge("hublog_suspended", "1 while the lease is too old.", lambda: int(lease.suspended()))
-    metrics.counter("hublog_node_lost", "Times that this node was called lost.", lambda: lease.lost)
-    metrics.counter("hublog_sessions_closed", "Sessions closed here.", lambda: counters.closed)
-    metrics.counter("hublog_calls_failed", "Calls answered with an error.", lambda: counters.failed_calls)
-    metrics.counter("hublog_slow_consumers", "Connections cut because they did not read.", lambda: counters.slow)
-    metrics.counter("hublog_client_timeouts", "Connections that fell silent.", lambda: counters.timeouts)
-    metrics.counter(
-        "hublog_deliveries", "Messages written to connections.", lambda: sum(d.counters.deliveries for d in dispatchers)
-    )
-    metrics.counter(
-        "hublog_delivery_holds",
-        "Times that delivery waited for the log.",
-        lambda: sum(d.counters.holds for d in dispatchers),
-    )
-    metrics.counter(
-        "hublog_delivery_repaired",
-        "Events read because the feed missed them.",
-        lambda: sum(d.counters.repaired for d in dispatchers),
-    )
-    metrics.counter(
-        "hublog_delivery_tail_repairs",
-        "Lost last messages found.",
-        lambda: sum(d.counters.tail_repairs for d in dispatchers),
-    )
-    metrics.counter(
-        "hublog_delivery_holes", "Connections closed over a hole.", lambda: sum(d.counters.holes for d in dispatchers)
-    )
+    metrics.counter("hublog_sessions_opened_total", lambda: counters.opened)
+    metrics.counter("hublog_sessions_closed_total", lambda: counters.closed)
+    metrics.counter("hublog_resumes_total", lambda: counters.resumed)
+    metrics.counter("hublog_resumes_refused_total", lambda: counters.resumes_refused)
+    metrics.counter("hublog_resume_messages_total", lambda: sum(one.replayed for one in context.handovers))
+    metrics.counter("hublog_resume_reads_total", lambda: sum(one.reads for one in context.handovers))
+    metrics.counter("hublog_calls_failed_total", lambda: counters.failed_calls)
+    metrics.counter("hublog_slow_consumers_total", lambda: counters.slow)
+    metrics.counter("hublog_client_timeouts_total", lambda: counters.timeouts)
+    metrics.counter("hublog_deliveries_total", lambda: sum(one.counters.deliveries for one in dispatchers))
+    metrics.counter("hublog_delivery_holds_total", lambda: sum(one.counters.holds for one in dispatchers))
+    metrics.counter("hublog_delivery_repaired_events_total", lambda: sum(one.counters.repaired for one in dispatchers))
+    metrics.counter("hublog_delivery_tail_repairs_total", lambda: sum(one.counters.tail_repairs for one in dispatchers))
+    metrics.counter("hublog_delivery_holes_total", lambda: sum(one.counters.holes for one in dispatchers))
+    metrics.gauge("hublog_suspended", lambda: int(lease.suspended()))
+    metrics.counter("hublog_node_lost_total", lambda: lease.lost)

@@ -7,6 +7,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 
 import structlog
 
@@ -47,12 +48,13 @@ async def operable(
     checks: Mapping[str, Check],
 ) -> AsyncIterator[Metrics]:
     """Metrics and the admin port at base + ``offset``, until left. Raises: Misconfigured."""
-    metrics = Metrics(role, instance)
+    metrics = Metrics(role)
+    labels = {"process": instance, "version": version("hublog-service")}
+    metrics.gauge("hublog_build_info", lambda: [(labels, 1)])
     app = admin_app(metrics, {**checks, "draining": lambda: "told to stop" if told_to_stop.is_set() else None})
     try:
         async with serving(app, settings.host, settings.admin_port + offset, setting="HUBLOG_ADMIN_PORT"):
             log.info("process_started", role=role, admin_port=settings.admin_port + offset)
             yield metrics
     finally:
-        metrics.shutdown()
         log.info("process_stopped", role=role)

@@ -72,23 +72,9 @@ def _check(projector: Projector) -> Check:
 def _measure(metrics: Metrics, projectors: list[Projector]) -> None:
     """Numbers that are kept anyway, made readable."""
     labels = [(projector, {"partition": str(projector.partition)}) for projector in projectors]
-    metrics.gauge(
-        "hublog_projection_lag", "Events stored and not yet in the rows.", lambda: [(by, p.lag) for p, by in labels]
-    )
-    metrics.gauge(
-        "hublog_projection_leading",
-        "1 where this process is the one at work.",
-        lambda: [(by, int(p.state == "leading")) for p, by in labels],
-    )
-    metrics.gauge(
-        "hublog_projection_parked", "Events that wait for a repair.", lambda: [(by, p.parked) for p, by in labels]
-    )
-    metrics.counter(
-        "hublog_projection_events", "Events written to the rows.", lambda: [(by, p.events) for p, by in labels]
-    )
-    metrics.counter("hublog_projection_batches", "Transactions.", lambda: [(by, p.batches) for p, by in labels])
-    metrics.counter(
-        "hublog_projection_interruptions",
-        "Times that Postgres or the log went away.",
-        lambda: [(by, p.failures) for p, by in labels],
-    )
+    metrics.gauge("hublog_projection_lag_events", lambda: [(by, p.lag) for p, by in labels])
+    metrics.gauge("hublog_projection_leading", lambda: [(by, int(p.state == "leading")) for p, by in labels])
+    metrics.gauge("hublog_projection_parked_events", lambda: [(by, p.parked) for p, by in labels])
+    metrics.counter("hublog_projection_events_total", lambda: [(by, p.events) for p, by in labels])
+    metrics.counter("hublog_projection_batches_total", lambda: [(by, p.batches) for p, by in labels])
+    metrics.counter("hublog_projection_interruptions_total", lambda: [(by, p.failures) for p, by in labels])

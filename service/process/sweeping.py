@@ -57,19 +57,13 @@ class Sweeping:
     def measure(self, metrics: Metrics) -> None:
         """Numbers that are kept anyway, made readable."""
         labels = [(one, {"partition": str(one.partition)}) for one in self.sweepers]
-        metrics.gauge(
-            "hublog_sweeper_age",
-            "Since the last complete round: how long everything that is owed has waited at least.",
-            lambda: [(by, one.age_s) for one, by in labels],
-            "s",
-        )
+        metrics.gauge("hublog_sweeper_age_seconds", lambda: [(by, one.age_s) for one, by in labels])
         metrics.counter(
-            "hublog_sweeper_sessions",
-            "What the sweeper did to sessions.",
+            "hublog_sweeper_sessions_total",
             lambda: [({**by, "what": what}, one.done[what]) for one, by in labels for what in sweeper.DONE],
         )
-        metrics.gauge("hublog_leases_age", "Since all leases were last seen.", lambda: self.judge.age_s, "s")
-        metrics.counter("hublog_nodes_lost", "Incarnations of nodes judged lost here.", lambda: self.judge.lost)
+        metrics.gauge("hublog_leases_age_seconds", lambda: self.judge.age_s)
+        metrics.counter("hublog_nodes_lost_total", lambda: self.judge.lost)
 
     def _judging(self) -> str | None:
         if self.judge.age_s < judge.IDLE_LIMIT_S:

@@ -19,10 +19,8 @@ async def get(url: str) -> tuple[int, str]:
 
 
 @pytest.fixture
-def metrics():
-    metrics = Metrics("gateway", "n-0")
-    yield metrics
-    metrics.shutdown()
+def metrics() -> Metrics:
+    return Metrics("gateway")
 
 
 async def test_readiness_says_why_not_and_recovers_by_itself(metrics: Metrics) -> None:
@@ -52,16 +50,17 @@ async def test_a_check_that_fails_is_an_answer(metrics: Metrics) -> None:
 
 async def test_metrics_show_plain_numbers_as_they_are_now(metrics: Metrics) -> None:
     counted = {"deliveries": 0}
-    metrics.counter("hublog_deliveries", "Frames handed to sockets.", lambda: counted["deliveries"])
-    metrics.gauge("hublog_sessions", "Sessions here.", lambda: [({"state": "active"}, 2), ({"state": "detached"}, 1)])
+    metrics.counter("hublog_deliveries_total", lambda: counted["deliveries"])
+    standings = ({"standing": "active"}, 2), ({"standing": "closed"}, 1)
+    metrics.gauge("hublog_connections_by_standing", lambda: standings)
     async with serving(admin_app(metrics, {}), "127.0.0.1", 0, setting="HUBLOG_ADMIN_PORT") as port:
         counted["deliveries"] = 41
         await get(f"http://127.0.0.1:{port}/metrics")
         counted["deliveries"] = 42
         _, text = await get(f"http://127.0.0.1:{port}/metrics")
     assert "hublog_deliveries_total 42.0" in text
-    assert 'hublog_sessions{state="active"} 2.0' in text
-    assert 'hublog_sessions{state="detached"} 1.0' in text
+    assert 'hublog_connections_by_standing{standing="active"} 2.0' in text
+    assert 'hublog_connections_by_standing{standing="closed"} 1.0' in text
 
 
 async def test_a_taken_port_is_named_with_its_setting(metrics: Metrics) -> None:

@@ -1,0 +1,111 @@
+"""Every metric of every process, once: ``docs/metrics.md`` is made from here, and a test compares it with ``/metrics``.
+
+A new metric is a row here and one call of ``Metrics.counter``, ``gauge`` or ``histogram`` in a composition root. Names
+are Prometheus': the prefix ``hublog_``, a base unit (``_seconds``, ``_bytes``) where there is one, ``_total`` on
+counters. Labels take few values, known beforehand: no id of a session, a group, a call or a user, and no hub.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+GATEWAY = ("gateway",)
+PROJECTOR = ("projector",)
+API = ("api",)
+EVERY = ("gateway", "projector", "api")
+
+PARTITION = {"partition": "of the log, from 0"}
+
+
+class Declared(msgspec.Struct, frozen=True):
+    """One metric. ``labels``: each with what it holds, for people."""
+
+    name: str
+    kind: Kind
+    roles: Sequence[str]
+    meaning: str
+    labels: Mapping[str, str] = {}
+
+
+def _counter(name: str, roles: Sequence[str], meaning: str, **labels: str) -> Declared:
+    return Declared(name, "counter", roles, meaning, labels)
+
+
+def _gauge(name: str, roles: Sequence[str], meaning: str, **labels: str) -> Declared:
+    return Declared(name, "gauge", roles, meaning, labels)
+
+
+def _histogram(name: str, roles: Sequence[str], meaning: str, **labels: str) -> Declared:
+    return Declared(name, "histogram", roles, meaning, labels)
+
+
+CATALOGUE: tuple[Declared, ...] = (
+    _gauge("hublog_build_info", EVERY, "Always 1.", process="the name in its log lines", version="of the release"),
+    # ------------------------------------------------------------------------ connections and sessions of a gateway
+    _gauge("hublog_connections", GATEWAY, "Open connections."),
+    _gauge(
+        "hublog_connections_by_standing",
+        GATEWAY,
+        "Connections by where they stand.",
+        standing="`connecting`, `authenticating`, `active`, `detached`, `closed`",
+    ),
+    _counter("hublog_sessions_opened_total", GATEWAY, "Sessions opened or resumed here."),
+    _counter("hublog_sessions_closed_total", GATEWAY, "Sessions closed or detached here."),
+    _counter("hublog_resumes_total", GATEWAY, "Sessions taken over by a connection here."),
+    _counter("hublog_resumes_refused_total", GATEWAY, "Tokens and cursors refused."),
+    _counter("hublog_resume_messages_total", GATEWAY, "Messages that resumed sessions had missed."),
+    _counter("hublog_resume_reads_total", GATEWAY, "Readings of a hub for resumed sessions."),
+    _counter("hublog_calls_failed_total", GATEWAY, "Calls answered with an error."),
+    _counter("hublog_slow_consumers_total", GATEWAY, "Connections cut because they did not read."),
+    _counter("hublog_client_timeouts_total", GATEWAY, "Connections that fell silent."),
+    # ------------------------------------------------------------------------ delivery
+    _counter("hublog_deliveries_total", GATEWAY, "Messages written to connections."),
+    _counter("hublog_delivery_holds_total", GATEWAY, "Times that delivery waited for the log."),
+    _counter("hublog_delivery_repaired_events_total", GATEWAY, "Events read because the feed missed them."),
+    _counter("hublog_delivery_tail_repairs_total", GATEWAY, "Lost last messages found."),
+    _counter("hublog_delivery_holes_total", GATEWAY, "Connections closed over a hole."),
+    # ------------------------------------------------------------------------ the node
+    _gauge("hublog_suspended", GATEWAY, "1 while the lease is too old."),
+    _counter("hublog_node_lost_total", GATEWAY, "Times that this node was called lost."),
+    # ------------------------------------------------------------------------ projections
+    _gauge("hublog_projection_lag_events", PROJECTOR, "Events stored and not yet in the rows.", **PARTITION),
+    _gauge("hublog_projection_leading", PROJECTOR, "1 where this process is the one at work.", **PARTITION),
+    _gauge("hublog_projection_parked_events", PROJECTOR, "Events that wait for a repair.", **PARTITION),
+    _counter("hublog_projection_events_total", PROJECTOR, "Events written to the rows.", **PARTITION),
+    _counter("hublog_projection_batches_total", PROJECTOR, "Transactions.", **PARTITION),
+    _counter(
+        "hublog_projection_interruptions_total", PROJECTOR, "Times that Postgres or the log went away.", **PARTITION
+    ),
+    # ------------------------------------------------------------------------ sweeping and judging
+    _gauge(
+        "hublog_sweeper_age_seconds",
+        PROJECTOR,
+        "Since the last complete round: how long everything that is owed has waited at least.",
+        **PARTITION,
+    ),
+    _counter(
+        "hublog_sweeper_sessions_total",
+        PROJECTOR,
+        "What the sweeper did to sessions.",
+        **PARTITION,
+        what="`detached`, `closed`, `expired`, `carried`, `forgotten`, `skipped`",
+    ),
+    _gauge("hublog_leases_age_seconds", PROJECTOR, "Since all leases were last seen."),
+    _counter("hublog_nodes_lost_total", PROJECTOR, "Incarnations of nodes judged lost here."),
+)
+
+
+def labels_shown(one: Declared) -> str:
+    return "; ".join(f"`{name}`: {holds}" for name, holds in one.labels.items()) or "none"
+
+
+def markdown_table() -> str:
+    """The table of ``docs/metrics.md``."""
+    head = "| metric | kind | of | labels | meaning |\n|---|---|---|---|---|\n"
+    return head + "".join(
+        f"| `{one.name}` | {one.kind} | {', '.join(one.roles)} | {labels_shown(one)} | {one.meaning} |\n"
+        for one in CATALOGUE
+    )

@@ -1,0 +1,48 @@
+"""Log lines: JSON outside a terminal, coloured on one. Owns how they look, and refuses to know what is worth saying."""
+
+import logging
+import sys
+from typing import TextIO
+
+import structlog
+
+
+def configure_logging(level: str, *, process: str, stream: TextIO | None = None) -> None:
+    """From here on ``structlog.get_logger()`` and ``logging`` write to ``stream`` (standard error), one line each."""
+    output = stream or sys.stderr
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+        _name_process(process),
+    ]
+    if output.isatty():
+        rendering: list[structlog.typing.Processor] = [structlog.dev.ConsoleRenderer()]
+    else:
+        rendering = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(sort_keys=False)]
+    numeric = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[*shared, *rendering],
+        wrapper_class=structlog.make_filtering_bound_logger(numeric),
+        logger_factory=structlog.PrintLoggerFactory(output),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(output)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+        )
+    )
+    # Libraries are heard when something is wrong; what they do otherwise is their own business.
+    logging.basicConfig(level=max(numeric, logging.WARNING), handlers=[handler], force=True)
+    # It tells of every attempt while Postgres is away; whoever asked says it once.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
+
+
+def _name_process(process: str) -> structlog.typing.Processor:
+    def add(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        event["process"] = process
+        return event
+
+    return add
