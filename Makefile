@@ -30,9 +30,10 @@ $(VENV)/.stamp-up: locks/up.txt pyproject.toml client/pyproject.toml | $(VENV)/b
 	@$(PIP) install --no-index --no-deps --no-build-isolation -e . -e client/
 	@touch $@
 
-$(VENV)/.stamp-test: locks/test.txt $(VENV)/.stamp-up
-	@echo "Installing locks/test.txt"
+$(VENV)/.stamp-test: locks/test.txt locks/chart.txt $(VENV)/.stamp-up
+	@echo "Installing locks/test.txt and locks/chart.txt"
 	@$(PIP) install --require-hashes --no-deps --only-binary :all: -r locks/test.txt
+	@$(PIP) install --require-hashes --no-deps --only-binary :all: -r locks/chart.txt
 	@touch $@
 
 examples/chat/node_modules/.stamp: examples/chat/package-lock.json
@@ -61,7 +62,7 @@ lock: install-test
 	@$(UV) pyproject.toml --extra up -o locks/up.txt
 	@$(UV) pyproject.toml -c locks/up.txt -o locks/image.txt
 	@$(UV) pyproject.toml --extra up --extra test -c locks/up.txt -o locks/test.txt
-	@$(UV) pyproject.toml --extra chart -c locks/up.txt -o locks/chart.txt
+	@$(UV) pyproject.toml --extra chart -c locks/test.txt -o locks/chart.txt
 
 clean:
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache examples/chat/node_modules

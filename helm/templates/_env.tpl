@@ -1,0 +1,111 @@
+{{/*
+What the processes are told: HUBLOG_* variables made from values. Each role gets what it reads and the Secrets that it
+needs, no more. A number goes through int: Go would write a large one as 1e+06.
+*/}}
+
+{{- define "hublog.env.pair" -}}
+- name: {{ .name }}
+  value: {{ .value | toString | quote }}
+{{- end }}
+
+{{- define "hublog.env.secret" -}}
+- name: {{ .name }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ .secret | quote }}
+      key: {{ .key | quote }}
+{{- end }}
+
+{{/* Where the log is, and how `migrate` makes it: the same for all, or a process refuses a log that drifted. */}}
+{{- define "hublog.env.log" -}}
+{{- with .Values }}
+{{- include "hublog.env.secret" (dict "name" "HUBLOG_NATS_URL" "secret" .nats.existingSecret "key" .nats.key) }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_PARTITIONS" "value" (int .log.partitions)) }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_MAX_AGE" "value" .log.maxAge) }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_DUPLICATE_WINDOW" "value" .log.duplicateWindow) }}
+{{- end }}
+{{- end }}
+
+{{- define "hublog.env.postgres" -}}
+{{- with .Values.postgres }}
+{{- include "hublog.env.secret" (dict "name" "HUBLOG_POSTGRES_DSN" "secret" .existingSecret "key" .key) }}
+{{- end }}
+{{- end }}
+
+{{/* What every long-running process is told. */}}
+{{- define "hublog.env.served" -}}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_HOST" "value" "0.0.0.0") }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_ADMIN_PORT" "value" (include "hublog.adminBase" .)) }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_LOG_LEVEL" "value" .Values.logLevel) }}
+{{ include "hublog.env.auth" . }}
+{{- end }}
+
+{{- define "hublog.env.auth" -}}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_AUTH" "value" .Values.auth.mode) }}
+{{- end }}
+
+{{- define "hublog.env.origins" -}}
+{{- with .Values.allowedOrigins }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_ALLOWED_ORIGINS" "value" (join "," .)) }}
+{{- end }}
+{{- end }}
+
+{{- define "hublog.env.sessionTtl" -}}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_SESSION_TTL" "value" .Values.sessions.ttl) }}
+{{- end }}
+
+{{- define "hublog.env.sessionManager" -}}
+{{- with .Values.sessions.manager }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_SESSION_MANAGER" "value" .) }}
+{{- end }}
+{{- end }}
+
+{{- define "hublog.env.gateway" -}}
+{{- $ports := (include "hublog.ports" . | fromYaml).gateway -}}
+{{ include "hublog.env.log" . }}
+{{- if .Values.gateway.readPostgres }}
+{{ include "hublog.env.postgres" . }}
+{{- end }}
+{{ include "hublog.env.served" . }}
+{{ include "hublog.env.secret" (dict "name" "HUBLOG_SECRETS" "secret" (include "hublog.keysSecret" .) "key" .Values.keys.key) }}
+- name: HUBLOG_NODE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_GATEWAY_PORT" "value" (int $ports.public)) }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_DRAIN" "value" (int .Values.gateway.drainSeconds)) }}
+{{- include "hublog.env.origins" . }}
+{{ include "hublog.env.sessionTtl" . }}
+{{- include "hublog.env.sessionManager" . }}
+{{- with .Values.connections }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_NATS_GRACE" "value" .natsGrace) }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_MESSAGE_BYTES_MAX" "value" .messageBytesMax) }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_OUTBOX_BYTES_MAX" "value" .outboxBytesMax) }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_OUTBOX_AGE" "value" .outboxAge) }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_PING_INTERVAL" "value" .pingInterval) }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_CLIENT_TIMEOUT" "value" .clientTimeout) }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_HANDSHAKE_TIMEOUT" "value" .handshakeTimeout) }}
+{{- end }}
+{{- end }}
+
+{{- define "hublog.env.api" -}}
+{{- $ports := (include "hublog.ports" . | fromYaml).api -}}
+{{ include "hublog.env.log" . }}
+{{ include "hublog.env.postgres" . }}
+{{ include "hublog.env.served" . }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_API_PORT" "value" (int $ports.public)) }}
+{{- include "hublog.env.origins" . }}
+{{- include "hublog.env.sessionManager" . }}
+{{- end }}
+
+{{- define "hublog.env.projector" -}}
+{{ include "hublog.env.log" . }}
+{{ include "hublog.env.postgres" . }}
+{{ include "hublog.env.served" . }}
+{{ include "hublog.env.sessionTtl" . }}
+{{- end }}
+
+{{- define "hublog.env.migrate" -}}
+{{ include "hublog.env.log" . }}
+{{ include "hublog.env.postgres" . }}
+{{- end }}

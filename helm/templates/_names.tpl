@@ -1,0 +1,68 @@
+{{/* Names and labels. Names are DNS labels whatever the release is called; a long one keeps a piece of its hash. */}}
+
+{{- define "hublog.shortened" -}}
+{{- $name := .name -}}
+{{- if gt (len $name) (int .longest) -}}
+{{- $name = printf "%s-%s" (trunc (int (sub .longest 9)) $name | trimSuffix "-") (sha256sum $name | trunc 8) -}}
+{{- end -}}
+{{- $name -}}
+{{- end }}
+
+{{- define "hublog.name" -}}
+{{- include "hublog.shortened" (dict "name" (default .Chart.Name .Values.nameOverride) "longest" 40) -}}
+{{- end }}
+
+{{/* What stands behind it is at most 18 characters: "-migrate-" and a hash. */}}
+{{- define "hublog.fullname" -}}
+{{- $name := .Values.fullnameOverride -}}
+{{- if not $name -}}
+{{- $name = default .Chart.Name .Values.nameOverride -}}
+{{- $name = ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{- end -}}
+{{- include "hublog.shortened" (dict "name" $name "longest" 40) -}}
+{{- end }}
+
+{{/* What a selector matches: never changes during the life of a release. Takes root and component. */}}
+{{- define "hublog.selector" -}}
+app.kubernetes.io/name: {{ include "hublog.name" .root }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+{{- with .component }}
+app.kubernetes.io/component: {{ . }}
+{{- end }}
+{{- end }}
+
+{{- define "hublog.labels" -}}
+{{ include "hublog.selector" . }}
+app.kubernetes.io/version: {{ default .root.Chart.AppVersion .root.Values.image.tag | trunc 63 | quote }}
+app.kubernetes.io/part-of: hublog
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | quote }}
+{{- with .root.Values.labels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* name, namespace and labels of an object. Takes root, component, and what the name ends in. */}}
+{{- define "hublog.metadata" -}}
+name: {{ include "hublog.fullname" .root }}{{ with .suffix }}-{{ . }}{{ end }}
+namespace: {{ .root.Release.Namespace }}
+labels:
+  {{- include "hublog.labels" . | nindent 2 }}
+{{- end }}
+
+{{/* Where each process listens. The only place: ports of containers, Services, policies and settings come from here. */}}
+{{- define "hublog.ports" -}}
+gateway: {public: 8000, admin: 8200}
+api: {public: 8100, admin: 8300}
+projector: {admin: 8301}
+{{- end }}
+{{- define "hublog.adminBase" -}}8200{{- end }}
+
+{{- define "hublog.keysSecret" -}}
+{{- default (printf "%s-keys" (include "hublog.fullname" .)) .Values.keys.existingSecret -}}
+{{- end }}
+
+{{/* 32 random bytes in base64url. */}}
+{{- define "hublog.newKey" -}}
+{{- randBytes 32 | replace "+" "-" | replace "/" "_" | trimSuffix "=" -}}
+{{- end }}

@@ -1,0 +1,131 @@
+"""The chart as Helm renders it: objects, and what their containers are told when the Secrets are there.
+
+``render(values)`` gives the objects of a release, ``containers`` those of one object with the kind of place they have,
+``environment`` the variables of a container as the kubelet would set them. Rendering takes milliseconds and no cluster;
+it is the library of Helm itself that does it, so what a wrong value is told here it is told everywhere.
+"""
+
+import base64
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import yaml
+
+CHART = Path(__file__).resolve().parents[2] / "helm"
+MINIMAL: dict[str, Any] = {"nats": {"existingSecret": "nats"}, "postgres": {"existingSecret": "postgres"}}
+"""The two Secrets that an install must name."""
+
+Secrets = Mapping[str, Mapping[str, str]]
+"""By the name of the Secret, then the key in it."""
+
+
+def render(
+    values: Mapping[str, Any] | None = None,
+    *,
+    name: str = "hublog",
+    namespace: str = "hublog",
+    upgrade: bool = False,
+    chart: Path = CHART,
+) -> list[dict[str, Any]]:
+    """The objects of a release with ``values`` (``MINIMAL`` where None), hooks included.
+
+    Raises: helm_python.HelmError with Helm's own words.
+    """
+    files = templates(
+        MINIMAL if values is None else values, name=name, namespace=namespace, upgrade=upgrade, chart=chart
+    )
+    return [
+        found
+        for path, text in files.items()
+        if not path.endswith("NOTES.txt")
+        for found in yaml.load_all(text, Loader=yaml.CSafeLoader)
+        if found is not None
+    ]
+
+
+def templates(
+    values: Mapping[str, Any],
+    *,
+    name: str = "hublog",
+    namespace: str = "hublog",
+    upgrade: bool = False,
+    chart: Path = CHART,
+) -> dict[str, str]:
+    """The text that each template gives, NOTES.txt among them. Raises: helm_python.HelmError."""
+    helm_python.validate_release_name(name)
+    with helm_python.Chart.load(chart) as loaded:
+        loaded.validate_schema(dict(values))
+        return loaded.render(
+            dict(values),
+            name=name,
+            namespace=namespace,
+            is_install=not upgrade,
+            is_upgrade=upgrade,
+            revision=1 + upgrade,
+        )
+
+
+def only(objects: list[dict[str, Any]], kind: str, ending: str = "") -> dict[str, Any]:
+    """The one object of that kind whose name ends so."""
+    (found,) = [it for it in objects if it["kind"] == kind and it["metadata"]["name"].endswith(ending)]
+    return found
+
+
+def pod_spec(owner: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The pod that an object is or makes; None for one that has to do with none."""
+    if owner["kind"] == "Pod":
+        return owner["spec"]  # type: ignore[no-any-return]
+    if owner["kind"] in {"Deployment", "StatefulSet", "Job"}:
+        return owner["spec"]["template"]["spec"]  # type: ignore[no-any-return]
+    return None
+
+
+def containers(owner: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each container with its place: ``initContainers`` or ``containers``."""
+    spec = pod_spec(owner) or {}
+    for place in ("initContainers", "containers"):
+        for container in spec.get(place, []):
+            yield place, container
+
+
+def command_line(container: Mapping[str, Any]) -> list[str]:
+    """What is started: ``["python", "-m", "service", "gateway"]``."""
+    return [*container["command"], *container.get("args", [])]
+
+
+def environment(
+    container: Mapping[str, Any],
+    secrets: Secrets,
+    *,
+    objects: list[dict[str, Any]] | None = None,
+    fields: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """The variables that the chart sets, in full.
+
+    References are looked up in ``secrets``, then in the Secrets among ``objects``; ``fields`` are the pod's, like
+    ``metadata.name``. A reference that leads nowhere is a KeyError, as it would keep a pod from starting.
+    """
+    known: dict[str, Mapping[str, str]] = {**_rendered_secrets(objects or []), **secrets}
+    found: dict[str, str] = {}
+    for entry in container.get("env", []):
+        source = entry.get("valueFrom")
+        if source is None:
+            found[entry["name"]] = entry["value"]
+        elif "fieldRef" in source:
+            found[entry["name"]] = {"metadata.name": "pod-0", **(fields or {})}[source["fieldRef"]["fieldPath"]]
+        else:
+            reference = source["secretKeyRef"]
+            if reference.get("optional") and reference["key"] not in known.get(reference["name"], {}):
+                continue
+            found[entry["name"]] = known[reference["name"]][reference["key"]]
+    return found
+
+
+def _rendered_secrets(objects: list[dict[str, Any]]) -> dict[str, Mapping[str, str]]:
+    return {
+        it["metadata"]["name"]: {key: base64.b64decode(value).decode() for key, value in it.get("data", {}).items()}
+        for it in objects
+        if it["kind"] == "Secret"
+    }
