@@ -25,7 +25,7 @@ ADMIN_OFFSET_PROJECTOR = 101
 KEY_BYTES = 32
 DAY_S = 86_400
 
-Role = Literal["up", "gateway", "projector", "api", "migrate", "tail"]
+Role = Literal["up", "gateway", "projector", "api", "migrate", "wait", "tail"]
 
 
 class Secret:
@@ -392,6 +392,7 @@ _REQUIRED: dict[Role, tuple[str, ...]] = {
     "projector": ("nats_url", "postgres_dsn", "auth"),
     "api": ("nats_url", "postgres_dsn", "auth"),
     "migrate": ("nats_url", "postgres_dsn"),
+    "wait": ("nats_url",),
     "tail": ("nats_url",),
 }
 _WHY = {

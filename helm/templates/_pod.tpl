@@ -163,6 +163,22 @@ volumes:
 {{- end }}
 {{- end }}
 
-{{/* A pod starts its process once `hublog migrate` is through, and says in its own log what it waits for until then. */}}
+{{/*
+A pod starts its process once `hublog migrate` is through, in whatever order things are applied; until then its own log
+says what it waits for. Takes root, and the variables of the role.
+*/}}
 {{- define "hublog.waiting" -}}
+initContainers:
+  - name: wait
+    {{- include "hublog.container.common" .root | nindent 4 }}
+    args: [wait, --at-most, {{ int .root.Values.migrate.waitSeconds | quote }}]
+    env:
+      {{- include "hublog.env.log" .root | trim | nindent 6 }}
+      {{- if .postgres }}
+      {{- include "hublog.env.postgres" .root | trim | nindent 6 }}
+      {{- end }}
+      {{- include "hublog.env.extra" .values | nindent 6 }}
+    resources:
+      {{- toYaml .values.resources | nindent 6 }}
+    {{- include "hublog.mounts" .values | nindent 4 }}
 {{- end }}

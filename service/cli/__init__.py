@@ -105,6 +105,25 @@ def migrate() -> None:
 
 
 @app.command(rich_help_panel=TOOLS)
+def wait(
+    at_most: Annotated[
+        float, typer.Option("--at-most", min=0, help="Seconds; then it fails with what is wrong.")
+    ] = 600,
+) -> None:
+    """Wait until `hublog migrate` is through: for the log, and for the database where HUBLOG_POSTGRES_DSN is set.
+
+    Changes nothing. A cluster runs it in front of each process, so that these start in any order.
+    """
+    from service.process.waiting import run
+    from service.settings import Settings
+    from service.telemetry import configure_logging
+
+    settings = Settings.from_environment("wait")
+    configure_logging("info", process="wait")
+    _run(run(settings, at_most))
+
+
+@app.command(rich_help_panel=TOOLS)
 def tail(
     hub: Annotated[str | None, typer.Option(help="Only this hub.")] = None,
     type_: Annotated[

@@ -56,6 +56,7 @@ def test_every_mistake_is_named_at_once() -> None:
         ("projector", {"HUBLOG_NATS_URL", "HUBLOG_POSTGRES_DSN", "HUBLOG_AUTH"}),
         ("api", {"HUBLOG_NATS_URL", "HUBLOG_POSTGRES_DSN", "HUBLOG_AUTH"}),
         ("migrate", {"HUBLOG_NATS_URL", "HUBLOG_POSTGRES_DSN"}),
+        ("wait", {"HUBLOG_NATS_URL"}),
         ("tail", {"HUBLOG_NATS_URL"}),
     ],
 )

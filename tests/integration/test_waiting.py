@@ -1,0 +1,39 @@
+"""``hublog wait``: nothing starts before the migration is through, and what is missing is said."""
+
+import asyncio
+
+import pytest
+from structlog.testing import capture_logs
+
+from events.errors import LogMissing, Misconfigured
+from service.process import migrate, waiting
+from service.settings import Settings
+from service.up.nats_server import NatsServer
+from tests.servers.processes import until
+
+PATIENCE_S = 30.0
+
+
+async def test_it_returns_once_both_halves_are_migrated(clean_nats: NatsServer, empty_database: str) -> None:
+    environ = {"HUBLOG_NATS_URL": clean_nats.url, "HUBLOG_POSTGRES_DSN": empty_database}
+    with capture_logs() as lines:
+        waiter = asyncio.ensure_future(waiting.run(Settings.read(environ, "wait"), PATIENCE_S))
+        await until(lambda: any(line["event"] == "waiting" for line in lines), what="it says what it waits for")
+        assert not waiter.done()
+        await migrate.run(Settings.read(environ, "migrate"))
+        await asyncio.wait_for(waiter, PATIENCE_S)
+    first = next(line for line in lines if line["event"] == "waiting")
+    assert first["code"] == "misconfigured"
+    assert "run `hublog migrate`" in first["why"]
+
+
+async def test_a_process_without_postgres_waits_for_the_log_alone(clean_nats: NatsServer, empty_database: str) -> None:
+    alone = Settings.read({"HUBLOG_NATS_URL": clean_nats.url}, "wait")
+    with pytest.raises(LogMissing):
+        await waiting.run(alone, 0)
+    both = Settings.read({"HUBLOG_NATS_URL": clean_nats.url, "HUBLOG_POSTGRES_DSN": empty_database}, "wait")
+    with pytest.raises(Misconfigured, match="at revision none"):
+        await waiting.run(both, 0)
+    await migrate.run(both)
+    await waiting.run(alone, 0)
+    await waiting.run(both, 0)
