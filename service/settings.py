@@ -92,6 +92,12 @@ def _whole(first: int, last: int) -> Callable[[str], int]:
     return parse
 
 
+def _replicas(text: str) -> int:
+    if text not in {"1", "3", "5"}:
+        raise ValueError("1, 3 or 5: an even number survives no more than the odd one below it")
+    return int(text)
+
+
 _DURATION_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": float(DAY_S)}
 _SIZE_UNITS = {"": 1, "KiB": 1024, "MiB": 1024 * 1024}
 
@@ -187,7 +193,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     nats_url: Annotated[
         Secret | None,
-        Variable("NATS_URL", _nats_url, "The NATS servers. `up` starts one of its own without it.", masked=True),
+        Variable(
+            "NATS_URL",
+            _nats_url,
+            "The NATS servers, joined by commas, with the credentials of all in the first. `up` starts one of its own "
+            "without it.",
+            masked=True,
+        ),
     ] = None
     postgres_dsn: Annotated[
         Secret | None,
@@ -238,6 +250,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "PARTITIONS",
             _whole(1, 64),
             "Streams of the log; hubs are spread over them. Fixed once `migrate` made them.",
+        ),
+    ] = 1
+    nats_replicas: Annotated[
+        int,
+        Variable(
+            "NATS_REPLICAS",
+            _replicas,
+            "How many servers of a NATS cluster keep each stream: 3 survives the loss of one. `migrate` makes it so.",
         ),
     ] = 1
     gateway_port: Annotated[int, Variable("GATEWAY_PORT", _whole(1, 65_535), "Port of gateway 0; *i* is added.")] = 8000

@@ -48,6 +48,7 @@ class FaultProxy:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.links: set[Link] = set()
+        self.parted = False
 
     @property
     def port(self) -> int:
@@ -70,7 +71,15 @@ class FaultProxy:
             link.stall(directions)
         return len(chosen)
 
+    def part(self) -> None:
+        """Resets every link and refuses new ones, until :meth:`heal`."""
+        self.parted = True
+        for link in list(self.links):
+            link.reset()
+        self.links.clear()
+
     def heal(self) -> None:
+        self.parted = False
         for link in self.links:
             link.flow()
 
@@ -103,6 +112,9 @@ class FaultProxy:
             _reset(near_writer)
             return
         link = Link(near_writer, far_writer)
+        if self.parted:
+            link.reset()
+            return
         self.links.add(link)
         try:
             await asyncio.gather(_pump(link, 0, near, far_writer), _pump(link, 1, far, near_writer))

@@ -24,5 +24,6 @@ async def run(settings: Settings) -> tuple[str, str]:
         partitions=settings.partitions,
         max_age_s=settings.max_age_s,
         duplicate_window_s=settings.duplicate_window_s,
+        replicas=settings.nats_replicas,
     )
     return revision, epoch

@@ -18,6 +18,7 @@ async def the_log(settings: Settings, name: str) -> AsyncIterator[JetStreamLog]:
         partitions=settings.partitions,
         max_age_s=settings.max_age_s,
         duplicate_window_s=settings.duplicate_window_s,
+        replicas=settings.nats_replicas,
     )
     try:
         yield log

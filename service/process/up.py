@@ -83,6 +83,11 @@ async def _serve(settings: Settings, data_dir: DataDir, board: Board, *, gateway
         else:
             external.append(Entry("postgres", 0, None, settings.postgres_dsn.reveal(), None))
         if settings.nats_url is None:
+            if settings.nats_replicas > 1:
+                raise Misconfigured(
+                    f"HUBLOG_NATS_REPLICAS is {settings.nats_replicas}, but `up` starts one NATS server: unset it, or "
+                    "set HUBLOG_NATS_URL to a cluster"
+                )
             nats = NatsServer(
                 data_dir.nats,
                 log_file=data_dir.log_file("nats"),

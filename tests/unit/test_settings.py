@@ -119,3 +119,11 @@ def test_every_setting_is_documented_in_the_table() -> None:
     rows = [line for line in markdown_table().splitlines() if line.startswith("| `HUBLOG_")]
     assert [row.split("`")[1] for row in rows] == [variable.name for variable in variables().values()]
     assert all(variable.doc.endswith(".") for variable in variables().values())
+
+
+def test_replicas_are_a_number_with_a_majority() -> None:
+    assert Settings.read(COMPLETE, "gateway").nats_replicas == 1
+    assert Settings.read({**COMPLETE, "HUBLOG_NATS_REPLICAS": "3"}, "gateway").nats_replicas == 3
+    assert mistakes({**COMPLETE, "HUBLOG_NATS_REPLICAS": "2"}) == [
+        "HUBLOG_NATS_REPLICAS must be 1, 3 or 5: an even number survives no more than the odd one below it, not '2'"
+    ]

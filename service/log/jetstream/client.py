@@ -13,6 +13,7 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
+from urllib.parse import urlsplit
 
 import structlog
 from nats import errors as nats_errors
@@ -251,16 +252,33 @@ class SyncClient(Client):
         return servers[self._turn % len(servers)], delay_s
 
 
+def _credentials(servers: list[str]) -> dict[str, Any]:
+    """Those of the first server that has some, as options for all.
+
+    Surprising because nats-py takes them from the URL of the server that it is about to try, and the ones that a
+    cluster makes known by itself have none: a client that loses its server would be refused by all others.
+    """
+    for server in servers:
+        parts = urlsplit(server)
+        if parts.username is not None:
+            if parts.password is None:
+                return {"token": parts.username}
+            return {"user": parts.username, "password": parts.password}
+    return {}
+
+
 async def connect(url: str, *, name: str, deadline_s: float = 10.0) -> SyncClient:
     """Connect to one of the servers of ``url`` (comma-separated, credentials in it). Reconnects for ever afterwards.
 
     Raises: LogUnavailable, naming the last problem, when there is no connection by the deadline.
     """
     client = SyncClient()
+    servers = [part.strip() for part in url.split(",")]
     try:
         async with asyncio.timeout(deadline_s):
             await client.connect(
-                [part.strip() for part in url.split(",")],
+                servers,
+                **_credentials(servers),
                 name=name,
                 error_cb=client._problem,  # noqa: SLF001
                 reconnected_cb=client._regained,  # noqa: SLF001

@@ -25,6 +25,7 @@ MAX_AGE_S = 7 * 24 * 3600
 DUPLICATE_WINDOW_S = 120
 DUPLICATE_WINDOW_MIN_S = 90  # a write is repeated for PUBLISH_DEADLINE_S, and must meet itself
 _NS = 1_000_000_000
+_NO_CLUSTER, _NO_PEERS = 10074, 10005  # what JetStream says to more replicas than it can keep
 
 # What may change under a living log. Everything else means another log, or a promise taken back.
 MENDABLE = {"max_age", "duplicate_window", "num_replicas", "deny_delete", "deny_purge", "metadata.hublog.version"}
@@ -137,6 +138,11 @@ async def _put(replies: Replies, verb: str, definition: Definition) -> None:
     answer = msgspec.json.decode(raw, type=_Answer)
     if answer.error is not None:
         problem = f"{answer.error.err_code} {answer.error.description}"
+        if answer.error.err_code in {_NO_CLUSTER, _NO_PEERS}:
+            raise Misconfigured(
+                f"NATS cannot keep {definition['num_replicas']} replicas (HUBLOG_NATS_REPLICAS) of "
+                f"{definition['name']}: {problem}"
+            )
         raise LogDrifted(f"JetStream refuses to {verb.lower()} {definition['name']}: {problem}")
 
 
@@ -153,7 +159,14 @@ def _epoch_of(configs: Mapping[str, dict[str, Any] | None]) -> Epoch | None:
 
 
 def _say(name: str, wrong: dict[str, tuple[Any, Any]]) -> str:
-    return "; ".join(f"{name}.{key} is {found!r}, defined {wanted!r}" for key, (wanted, found) in sorted(wrong.items()))
+    return "; ".join(_say_one(name, key, *both) for key, both in sorted(wrong.items()))
+
+
+def _say_one(name: str, key: str, wanted: Any, found: Any) -> str:
+    said = f"{name}.{key} is {found!r}, defined {wanted!r}"
+    if key == "num_replicas":
+        said += f" (HUBLOG_NATS_REPLICAS: set it to {found}, or let `hublog migrate` move the stream to {wanted})"
+    return said
 
 
 async def migrate(
@@ -161,7 +174,8 @@ async def migrate(
 ) -> Epoch:
     """Create what is missing, change what may change. ``random`` (3 bytes) names the epoch of a log that is new.
 
-    Raises: LogDrifted (naming every difference that may not change; nothing was changed then), LogUnavailable.
+    Raises: LogDrifted (naming every difference that may not change; nothing was changed then), Misconfigured (more
+    replicas than NATS can keep), LogUnavailable.
     """
     shape = Shape(partitions, max_age_s, duplicate_window_s, replicas)
     configs = {stream(number): await _found(replies, stream(number)) for number in range(partitions)}

@@ -1,0 +1,29 @@
+"""Three real nats-servers in a cluster, for tests; the machinery is the lab's (``lab/nats_cluster.py``).
+
+``cluster`` is one per test module, with whatever streams the tests before left; ``clean_cluster`` is the same without
+any. Import both into the test module that uses them, and let its tests share a loop: routes lead through proxies, so
+that a node can be cut off, and proxies stand still where their loop does (``pytestmark = ON_ONE_LOOP``).
+"""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from lab.nats_cluster import NatsCluster, nats_cluster
+from tests.servers.nats import delete_all_streams
+
+REPLICAS = 3
+ON_ONE_LOOP = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsCluster]:
+    async with nats_cluster(tmp_path_factory.mktemp("cluster"), proxied=True) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def clean_cluster(cluster: NatsCluster) -> NatsCluster:
+    await delete_all_streams(cluster.url_of(0))
+    return cluster
