@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 
 from projections.read import ReadModel
+from service import VERSION
 from service.admin import listening
 from service.api.app import make_app
 from service.api.server import make_runner
@@ -31,9 +31,7 @@ async def run(settings: Settings) -> None:
         hubs = Hubs(log, manager_factory(settings, log, Author(), view))
         renewals = LastRenewals(log)
         reads = ReadModel(dsn, log.partitions)
-        runner = make_runner(
-            make_app(reads, hubs, renewals.at_us, version=version("hublog-service"), origins=settings.allowed_origins)
-        )
+        runner = make_runner(make_app(reads, hubs, renewals.at_us, version=VERSION, origins=settings.allowed_origins))
         checks = {"nats": nats_check(log), "postgres": postgres_check(dsn)}
         async with (
             operable(settings, "api", INSTANCE, offset=ADMIN_OFFSET_API, told_to_stop=told_to_stop, checks=checks),

@@ -4,11 +4,11 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 
 import structlog
 
 from events.errors import HublogError
+from service import VERSION
 from service.admin import serving
 from service.delivery import repair
 from service.delivery.feed import Dispatcher
@@ -40,7 +40,7 @@ async def run(settings: Settings, index: int) -> None:
     port = settings.gateway_port + index
     async with the_log(settings, node) as log, global_view(settings, log) as view:
         author = Author()
-        lease = Lease(node, version("hublog-service"), f"http://{settings.host}:{port}", log, log, author)
+        lease = Lease(node, VERSION, f"http://{settings.host}:{port}", log, log, author)
         fenced = FencedLog(log, lease.suspended, lambda: lease.incarnation)
         hubs = Hubs(fenced, manager_factory(settings, fenced, author, view))
         assert settings.secrets is not None

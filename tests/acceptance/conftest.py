@@ -1,11 +1,13 @@
-"""One ``hublog up`` per test file, with the settings that the file names in ``SETTINGS``."""
+"""One ``hublog up`` per test file, with the settings that the file names in ``SETTINGS``; and one image for all."""
 
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from tests.servers.image import Stage, follow
 from tests.servers.questions import Api
 from tests.servers.stock import StockClients
 from tests.servers.up import Up
@@ -47,3 +49,9 @@ async def api(served: Up, hub: str) -> AsyncIterator[Api]:
 async def clients() -> AsyncIterator[StockClients]:
     async with StockClients() as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    """What the Dockerfile makes; some 20 s, most of it pip's."""
+    return follow(Path(__file__).resolve().parents[2] / "Dockerfile", tmp_path_factory.mktemp("image"))
