@@ -22,10 +22,12 @@ from lab.latency import Plan, latency
 from lab.load import Progress
 from lab.proc import Gone, machine, others_cpu_us, raise_file_limit
 from lab.report import Report
+from lab.resume import Plan as ResumePlan
+from lab.resume import resume
 
 SPARE_FILES = 200
 """Files that the bench has open beside its connections."""
-EVERYTHING = ("connect", "fanout", "latency")
+EVERYTHING = ("connect", "fanout", "latency", "resume")
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -34,6 +36,8 @@ class Options(msgspec.Struct, frozen=True):
     measures: tuple[str, ...] = EVERYTHING
     sessions: int = 10_000
     fanout_sessions: int = 5_000
+    resumed_sessions: int = 5_000
+    resume_rate: int = 100
     rounds: int = 60
     rates: tuple[int, ...] = (1_000, 2_000, 5_000)
     seconds: float = 10.0
@@ -54,6 +58,7 @@ def run(options: Options, progress: Progress) -> Report:
     needed = max(
         options.sessions if "connect" in options.measures else 0,
         options.fanout_sessions if "fanout" in options.measures else 0,
+        options.resumed_sessions if "resume" in options.measures else 0,
     )
     # Before anything is started: the gateways inherit the limit.
     raise_file_limit(needed + options.receivers + SPARE_FILES)
@@ -77,7 +82,9 @@ def stages(options: Options) -> list[tuple[str, str]]:
     Sessions and fan-out run with fsync always, the service's default; latency with each that was asked for.
     """
     if options.urls or options.processes is not None:
-        return [(measure, "as found") for measure in options.measures]
+        if options.measures == ("resume",):
+            raise Unsuitable("resume kills a gateway: it measures an installation of its own")
+        return [(measure, "as found") for measure in options.measures if measure != "resume"]
     return [
         (measure, sync)
         for measure in options.measures
@@ -116,12 +123,15 @@ async def _measure(measure: str, install: Install, options: Options, report: Rep
     elif measure == "fanout":
         size = options.argument_bytes
         report.fanout.append(await fanout(gateway, options.fanout_sessions, options.rounds, size, progress))
+    elif measure == "resume":
+        plan = ResumePlan(options.resumed_sessions, options.resume_rate, options.argument_bytes)
+        report.resume.append(await resume(install, plan, progress))
     elif len(install.gateways) < 2:
         raise Unsuitable("latency is measured between two gateways; name a second --url")
     else:
         for rate in options.rates:
-            plan = Plan(rate, options.seconds, options.receivers, options.argument_bytes)
-            report.latency.append(await latency(install, plan, progress))
+            steady = Plan(rate, options.seconds, options.receivers, options.argument_bytes)
+            report.latency.append(await latency(install, steady, progress))
 
 
 @contextlib.asynccontextmanager

@@ -18,6 +18,8 @@ from lab.frames import CLOSE, PING, PONG, TEXT, BadFrame, client_frame, split_fr
 
 MARK = b'["hublog-bench",'
 """How arguments made by :func:`marked_arguments` begin; a sequence number and a time in ns follow."""
+TAIL_BYTES = 48
+"""More than a position takes at the end of an invocation."""
 RS = b"\x1e"
 HANDSHAKE = client_frame(b'{"protocol":"json","version":1}\x1e')
 KEEP_ALIVE = client_frame(b'{"type":6}\x1e')
@@ -77,12 +79,14 @@ class LoadClient(asyncio.Protocol):
         "on_end",
         "on_invocation",
         "sink",
+        "tail",
         "transport",
     )
 
     def __init__(self, index: int, host_and_path: tuple[str, str], opened: "asyncio.Future[None]") -> None:
         self.index = index
         self.sink: Sink | None = None
+        self.tail = b""  # how the latest marked invocation ends
         self.ended: str | None = None
         self.transport: asyncio.Transport | None = None
         self.heard_ns = time.perf_counter_ns()  # when anything came last
@@ -96,6 +100,11 @@ class LoadClient(asyncio.Protocol):
         self._ids: itertools.count[int] | None = None
 
     # -------------------------------------------------------------------------------------------- calling
+
+    @property
+    def cursor(self) -> str | None:
+        """The position of the latest marked invocation, which a connection with ``resumable=1`` ends with."""
+        return self.tail.rsplit(b'"', 2)[1].decode() if self.tail else None
 
     def send(self, frame: bytes) -> None:
         if self.ended is not None or self.transport is None:
@@ -194,6 +203,7 @@ class LoadClient(asyncio.Protocol):
                 first = payload.index(b",", mark + len(MARK))
                 second = payload.index(b",", first + 1)
                 sent_ns = int(payload[first + 1 : second])
+                self.tail = payload[end - TAIL_BYTES : end]
                 self.sink.note(self.index, int(payload[mark + len(MARK) : first]), now_ns - sent_ns)
             elif mark < 0:
                 self._other(payload[start:end])
@@ -241,9 +251,13 @@ class LoadClient(asyncio.Protocol):
 
 
 async def open_client(
-    address: tuple[str, int], path: str, index: int = 0, on_invocation: Callable[[bytes], None] | None = None
+    address: tuple[str, int],
+    path: str,
+    index: int = 0,
+    on_invocation: Callable[[bytes], None] | None = None,
+    sink: Sink | None = None,
 ) -> LoadClient:
-    """Connects and shakes hands; ``path`` with its query, ``on_invocation`` from the first byte on.
+    """Connects and shakes hands; ``path`` with its query, ``on_invocation`` and ``sink`` from the first byte on.
 
     Raises: OSError, NotOpened, TimeoutError.
     """
@@ -251,7 +265,7 @@ async def open_client(
     host, port = address
     opened: asyncio.Future[None] = loop.create_future()
     client = LoadClient(index, (f"{host}:{port}", path), opened)
-    client.on_invocation = on_invocation
+    client.on_invocation, client.sink = on_invocation, sink
     try:
         async with asyncio.timeout(OPEN_TIMEOUT_S):
             await loop.create_connection(lambda: client, host, port)
@@ -266,26 +280,47 @@ async def open_client(
 class Crowd:
     """Many clients on one address, kept alive together."""
 
-    def __init__(self, url: str, hub: str, *, users: str | None = None) -> None:
-        """``users``: a prefix; each client is then its own user, ``<prefix><index>``."""
+    def __init__(
+        self,
+        url: str,
+        hub: str,
+        *,
+        users: str | None = None,
+        query: Callable[[int], str] | None = None,
+        sink: Sink | None = None,
+        at_once: int = OPENING_AT_ONCE,
+    ) -> None:
+        """``users``: a prefix; each client is then its own user, ``<prefix><index>``. ``query``: of the client with an
+        index, instead. ``sink``: hears all of them from their first byte on. ``at_once``: how many open together.
+        """
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
         self._path = f"/hubs/{hub}"
-        self._users = users
+        self._query = (lambda index: urlencode({"user": f"{users}{index}"})) if users is not None else query
+        self._sink = sink
+        self._at_once = at_once
         self._keeper: asyncio.TimerHandle | None = None
         self._turn = 0
         self.clients: list[LoadClient] = []
         self.failures: list[str] = []
 
-    async def open(self, count: int, on_progress: Callable[[int], None] | None = None) -> None:
+    async def open(
+        self,
+        count: int,
+        on_progress: Callable[[int], None] | None = None,
+        on_open: Callable[[LoadClient], None] | None = None,
+    ) -> None:
         """Opens ``count`` more, some at once; failures are collected, not raised."""
-        gate = asyncio.Semaphore(OPENING_AT_ONCE)
+        gate = asyncio.Semaphore(self._at_once)
         first = len(self.clients) + len(self.failures)
 
         async def one(index: int) -> None:
             async with gate:
                 try:
-                    self.clients.append(await self._open_one(index))
+                    client = await self._open_one(index)
+                    self.clients.append(client)
+                    if on_open is not None:
+                        on_open(client)
                 except (OSError, NotOpened, TimeoutError) as exc:
                     self.failures.append(str(exc) or type(exc).__name__)
                 if on_progress is not None:
@@ -298,8 +333,8 @@ class Crowd:
                 group.create_task(one(index))
 
     async def _open_one(self, index: int) -> LoadClient:
-        path = self._path if self._users is None else f"{self._path}?{urlencode({'user': f'{self._users}{index}'})}"
-        return await open_client((self._host, self._port), path, index)
+        path = self._path if self._query is None else f"{self._path}?{self._query(index)}"
+        return await open_client((self._host, self._port), path, index, sink=self._sink)
 
     def listen(self, sink: Sink | None) -> None:
         """Numbers the clients from 0 and sends what they receive from now on to ``sink``."""

@@ -11,6 +11,7 @@ from lab.connect import Connect
 from lab.fanout import Fanout
 from lab.latency import Latency
 from lab.proc import Machine
+from lab.resume import Resume
 
 KIB_PER_SESSION_MAX = 25.0
 OPENS_PER_S_MIN = 1_500.0
@@ -18,6 +19,7 @@ CPU_US_PER_DELIVERY_MAX = 10.0
 RELAXED_P50_MS_MAX = 0.5
 RELAXED_P99_MS_MAX = 2.0
 ALWAYS_P99_MS_MAX = 10.0
+RESUMED_S_MAX = 10.0
 BARRED_RATE = 1_000
 """The rate at which the bars of latency hold."""
 
@@ -33,6 +35,7 @@ class Report(msgspec.Struct):
     connect: list[Connect] = msgspec.field(default_factory=list)
     fanout: list[Fanout] = msgspec.field(default_factory=list)
     latency: list[Latency] = msgspec.field(default_factory=list)
+    resume: list[Resume] = msgspec.field(default_factory=list)
     others_cores: float = 0.0
     """Cores kept busy by anything else, in the worst of the runs."""
 
@@ -81,6 +84,7 @@ def sections(report: Report) -> list[tuple[str, list[Line]]]:
         *((_connect_title(one), _connect(one)) for one in report.connect),
         *((_fanout_title(one), _fanout(one)) for one in report.fanout),
         *((_latency_title(one), _latency(one)) for one in report.latency),
+        *((_resume_title(one), _resume(one)) for one in report.resume),
     ]
 
 
@@ -135,6 +139,26 @@ def _latency(one: Latency) -> list[Line]:
         _none("refused", one.refused, one.first_refusal),
         *_exactly_once(one.lost, one.duplicated, one.out_of_order),
         *(Line(f"CPU per invocation, {name}", _figure(cpu, "µs")) for name, cpu in one.cpu_us.items()),
+    ]
+
+
+def _resume_title(one: Resume) -> str:
+    return f"resume: kill -9 of a gateway with {one.sessions:,} sessions, {one.rate:,} invocations/s, fsync {one.sync}"
+
+
+def _resume(one: Resume) -> list[Line]:
+    return [
+        Line("resumed since all reconnect, p50", _figure(one.p50_s, "s")),
+        Line("resumed since all reconnect, p99", _figure(one.p99_s, "s")),
+        _most("resumed since all reconnect, the last", one.max_s, RESUMED_S_MAX, "s"),
+        Line("all have all that was missed", _figure(one.whole_s, "s")),
+        Line("gateway CPU per resume", _figure(one.cpu_us_per_resume, "µs")),
+        Line("CPU of this bench meanwhile", _figure(one.bench_cpu_s, "s")),
+        Line("delivered to those already there, p99 before", _figure(one.locals_p99_before_ms, "ms")),
+        Line("delivered to those already there, p99 meanwhile", _figure(one.locals_p99_ms, "ms")),
+        Line("delivered to those already there, slowest", _figure(one.locals_max_ms, "ms")),
+        _none("not resumed", one.failed, one.first_failure),
+        *_exactly_once(one.lost, one.duplicated, one.out_of_order),
     ]
 
 
