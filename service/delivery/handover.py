@@ -1,32 +1,32 @@
 """What a resumed session missed: read from the log, and joined to what is live without a gap or a repeat.
 
-From its ``attached`` on, the feed already gives a resumed session what is new; a :class:`Gate` keeps that back. Those
-who resume within a moment are collected, and their hub is read *once*, from the lowest cursor to the leader's last
-sequence H. ``events.audience`` says who must be sent what. Then each gets its part, at the pace at which it reads, and
-behind it whatever the gate kept from beyond H.
+From its ``attached`` on, the feed already gives a resumed session what is new; a ``Gate`` keeps that back. Those who
+resume within a moment are collected, and their hub is read *once*, from the lowest cursor to the leader's last
+sequence H. ``events.audience`` says who must be sent what. Each gets a page of it, at the pace at which it reads, and
+when that has gone out the next; behind the last one goes whatever the gate kept from beyond H. What did not fit into
+the gate is in the log as well, so that a client that does not read costs no more memory than any other.
 """
 
 import asyncio
 import math
-from collections.abc import Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from time import monotonic
 from typing import Any
 
 import msgspec
 import structlog
 
-from events import audience, codec, session, subjects
-from events.envelope import Recorded
+from events import audience, codec, session
 from events.errors import HublogError
 from events.ids import HubName
-from events.invocation import Requested
 from events.subjects import HubSubjects
 from service.delivery.feed import Dispatcher
+from service.delivery.gate import SHARE, Gate
+from service.delivery.history import Call, History, Piece, by_subject, read_moved
 from service.delivery.interest import Receiver
 
 COLLECT_S = 0.05
 READ_WHOLE_MAX = 50_000  # a longer range is read by subject
-GATE_BYTES_MAX = 8 * 1024 * 1024
 PACE_S = 0.01
 RETRY_S = 0.25
 FIRST_KEPT_S = 1.0
@@ -34,53 +34,27 @@ FIRST_KEPT_S = 1.0
 _log = structlog.get_logger(__name__)
 
 
-class Gate:
-    """Keeps back what is delivered to one receiver, in order, until it may go out."""
-
-    __slots__ = ("_frames", "_receiver", "_size", "is_open")
-
-    def __init__(self, receiver: Receiver) -> None:
-        self._receiver = receiver
-        self._frames: list[tuple[int, bytes]] = []
-        self._size = 0
-        self.is_open = False
-        receiver.deliver = self._keep
-
-    def take(self, beyond: int = 0) -> list[bytes]:
-        """What was kept so far, from beyond a sequence."""
-        kept, self._frames, self._size = self._frames, [], 0
-        return [frame for sequence, frame in kept if sequence > beyond]
-
-    def open(self) -> None:
-        """Deliver what was kept, and from now on directly."""
-        self.is_open = True
-        if self._receiver.hub is None:
-            return  # its connection has ended
-        outbox = self._receiver.outbox
-        self._receiver.deliver = outbox.write
-        for frame in self.take():
-            outbox.write(frame)
-
-    def _keep(self, frame: bytes) -> None:
-        self._frames.append((self._receiver.delivered, frame))
-        self._size += len(frame)
-        if self._size > GATE_BYTES_MAX:
-            self._frames.clear()
-            self._receiver.outbox.overflow()
-
-
 class Resumer(msgspec.Struct, eq=False):
     """One resumed session that waits for what it missed.
 
-    ``cursor``: the last sequence that its client has. ``attached``: the sequence of its ``attached``; ``state``: the
-    state there.
+    ``cursor``: the last sequence that its client has, or has been given a page up to. ``attached``: the sequence of its
+    ``attached``. ``state``: its state at the cursor, if that is known; else it is loaded. ``life`` is what its own
+    events tell up to ``read``; ``page`` are the frames that it is to be sent next, ``page_bytes`` long.
     """
 
     receiver: Receiver
     gate: Gate
     cursor: int
     attached: int
-    state: session.State
+    state: session.State | None = None
+    life: audience.Life | None = None
+    read: int = 0
+    page: list[bytes] = []
+    page_bytes: int = 0
+    attached_at_us: int | None = None
+
+    def is_full(self) -> bool:
+        return self.page_bytes > self.receiver.outbox.bytes_max // SHARE
 
 
 class Handover:
@@ -90,6 +64,7 @@ class Handover:
         self._dispatcher = dispatcher
         self._waiting: dict[HubName, list[Resumer]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._serving: set[HubName] = set()
         self._first, self._first_at_s = 0, -math.inf
         self.reads = 0
         self.resumed = 0
@@ -108,45 +83,81 @@ class Handover:
 
     def begin(self, hub: HubName, resumer: Resumer) -> None:
         """Take a session in; it is handed over as soon as its hub was read. Call after its ``attached`` is stored."""
-        waiting = self._waiting.get(hub)
-        if waiting is not None:
-            waiting.append(resumer)
-            return
-        self._waiting[hub] = [resumer]
-        self._start(self._collect(hub))
+        resumer.gate.handed_over = True
+        self._waiting.setdefault(hub, []).append(resumer)
+        if hub not in self._serving:
+            self._serving.add(hub)
+            self._start(self._serve(hub))
 
-    async def _collect(self, hub: HubName) -> None:
-        await asyncio.sleep(COLLECT_S)
-        resumers = self._waiting.pop(hub)
-        while resumers:
-            try:
-                high, missed = await self._missed(hub, resumers)
-            except HublogError as error:
-                _log.warning("resume.waits", hub=hub, sessions=len(resumers), code=error.code)
-                await asyncio.sleep(RETRY_S)
-                resumers = [one for one in resumers if one.receiver.outbox.open]
-                continue
-            for resumer in resumers:
-                self._start(self._hand_over(resumer, missed.get(resumer, []), high))
-            return
+    async def _serve(self, hub: HubName) -> None:
+        """One round after the other while somebody waits: those who come during one share the next."""
+        history = History(self._dispatcher.log, HubSubjects(hub, self._dispatcher.log.partitions))
+        try:
+            while True:
+                await asyncio.sleep(COLLECT_S)
+                resumers = [one for one in self._waiting.pop(hub, ()) if one.receiver.outbox.open]
+                if not resumers:
+                    return
+                try:
+                    await self._round(hub, history, resumers)
+                except HublogError as error:
+                    _log.warning("resume.waits", hub=hub, sessions=len(resumers), code=error.code)
+                    self._waiting.setdefault(hub, []).extend(resumers)
+                    await asyncio.sleep(RETRY_S)
+        finally:
+            self._serving.discard(hub)
 
-    async def _hand_over(self, resumer: Resumer, frames: list[bytes], high: int) -> None:
+    async def _round(self, hub: HubName, history: History, resumers: list[Resumer]) -> None:
+        """Read on for all of them, as far as their pages hold, and let each be sent its page.
+
+        Raises: LogUnavailable; then they are as far as they have come, and may be given to the next round.
+        """
+        dispatcher = self._dispatcher
+        for one in resumers:
+            if one.gate.dropped:
+                one.gate.restart()  # before H is asked for: what was dropped lies below it
+        await dispatcher.feed.flush()
+        high = await dispatcher.log.last_sequence(dispatcher.partition)
+        first = await dispatcher.log.first_sequence(dispatcher.partition)
+        for one in resumers:
+            if one.cursor + 1 < first:  # trimmed since the resume was granted: it cannot be made whole any more
+                dispatcher.hole(one.receiver, one.cursor + 1)
+        whole = [one for one in resumers if one.cursor + 1 >= first]
+        await self._load_lives(hub, whole)
+        self.reads += 1
+        await self._deal(hub, history, whole, high)
+        for one in resumers:
+            self._start(self._hand_over(hub, one, high))
+
+    async def _hand_over(self, hub: HubName, resumer: Resumer, high: int) -> None:
         """Write at the pace of the reader: what waits stays within half of what an outbox may hold."""
-        receiver, outbox = resumer.receiver, resumer.receiver.outbox
-        # Up to H this is the one to deliver, whatever the feed still brings of it.
-        receiver.delivered = max(receiver.delivered, high)
-        receiver.since = max(receiver.since, high)
+        receiver, gate = resumer.receiver, resumer.gate
+        whole = not resumer.is_full()
+        if whole:
+            # Up to H this is the one to deliver, whatever the feed still brings of it.
+            receiver.delivered = max(receiver.delivered, high)
+            receiver.since = max(receiver.since, high)
+        frames, resumer.page, resumer.page_bytes = resumer.page, [], 0
         self.replayed += len(frames)
-        while True:
-            for frame in frames:
-                while outbox.open and (outbox.half_full or self._dispatcher.suspended):  # noqa: ASYNC110  a transport has no event for "half empty"
-                    await asyncio.sleep(PACE_S)
-                outbox.write(frame)
-            frames = resumer.gate.take(beyond=high)
-            if not frames:
-                break
-        self.resumed += 1
-        resumer.gate.open()
+        for frame in frames:
+            await self._write(receiver, frame)
+        while whole and not gate.dropped:
+            kept = gate.take(beyond=high)
+            if not kept:
+                self.resumed += 1
+                gate.open()
+                return
+            for sequence, frame in kept:
+                await self._write(receiver, frame)
+                resumer.cursor = sequence
+        if receiver.outbox.open:
+            self.begin(hub, resumer)
+
+    async def _write(self, receiver: Receiver, frame: bytes) -> None:
+        outbox = receiver.outbox
+        while outbox.open and (outbox.half_full or self._dispatcher.suspended):  # noqa: ASYNC110  a transport has no event for "half empty"
+            await asyncio.sleep(PACE_S)
+        outbox.write(frame)
 
     def _start(self, running: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(running)
@@ -155,146 +166,155 @@ class Handover:
 
     # ---------------------------------------------------------------- what was missed
 
-    async def _missed(self, hub: HubName, resumers: list[Resumer]) -> tuple[int, dict[Resumer, list[bytes]]]:
-        """H, and the frames that each must be sent up to there. Raises: LogUnavailable."""
-        dispatcher = self._dispatcher
-        await dispatcher.feed.flush()
-        high = await dispatcher.log.last_sequence(dispatcher.partition)
-        first = await dispatcher.log.first_sequence(dispatcher.partition)
-        low = min(resumer.cursor for resumer in resumers)
-        if low + 1 < first:  # trimmed since the resume was granted: it cannot be made whole any more
-            for resumer in resumers:
-                if resumer.cursor + 1 < first:
-                    dispatcher.hole(resumer.receiver, resumer.cursor + 1)
-            resumers = [one for one in resumers if one.cursor + 1 >= first]
-        self.reads += 1
-        hub_subjects = HubSubjects(hub, dispatcher.log.partitions)
-        return high, self._deal(resumers, await self._read(hub_subjects, resumers, max(low, first - 1), high))
-
-    async def _read(self, hub: HubSubjects, resumers: list[Resumer], low: int, high: int) -> list[Recorded]:
-        log = self._dispatcher.log
-        if high - low <= READ_WHOLE_MAX:
-            return [recorded async for recorded in log.read(f"{hub.prefix}.>", low + 1, high)]
-        own = {hub.session(one.receiver.session) for one in resumers}
-        found = await self._read_moved(own, low, high)
-        groups = {group for one in resumers for group in one.state.groups}
-        for recorded in found:
-            event = _own_event(recorded)
-            if isinstance(event, session.Joined | session.Left | session.Closed):
-                groups.update(event.groups)
-        others = {hub.all(), hub.many()}
-        others.update(hub.group(group) for group in groups)
-        others.update(hub.inbox(one.receiver.session) for one in resumers)
-        others.update(hub.user(one.state.user) for one in resumers if one.state.user is not None)
-        found += await self._read_moved(others, low, high)
-        return sorted(found, key=lambda recorded: recorded.sequence)
-
-    async def _read_moved(self, wanted: set[str], low: int, high: int) -> list[Recorded]:
-        log = self._dispatcher.log
-        lasts = await log.last_many(wanted, up_to=high)
-        found: list[Recorded] = []
-        for subject, last in lasts.items():
-            if last.sequence > low:
-                found += [recorded async for recorded in log.read(subject, low + 1, high)]
-        return found
-
-    def _deal(self, resumers: list[Resumer], events: list[Recorded]) -> dict[Resumer, list[bytes]]:
-        """Who must be sent what, in order."""
-        lives = _lives(resumers, events)
-        by_session: dict[str, Resumer] = {one.receiver.session: one for one in resumers}
-        by_user: dict[str, list[Resumer]] = {}
-        by_group: dict[str, list[Resumer]] = {}
+    async def _load_lives(self, hub: HubName, resumers: Iterable[Resumer]) -> None:
+        """What each session was at its cursor: as it was before it attached, or as of the lowest cursor of them all."""
+        unknown = []
         for one in resumers:
-            if one.state.user is not None:
-                by_user.setdefault(one.state.user, []).append(one)
-            for group in lives[one].intervals:
-                by_group.setdefault(group, []).append(one)
-        attached_at_us = {recorded.sequence: recorded.stored_at_us for recorded in events}
-        missed: dict[Resumer, list[bytes]] = {one: [] for one in resumers}
-        for recorded in events:
-            subject = subjects.parse(recorded.subject)
-            call = _call(recorded) if subject.kind not in {"session", "room", "call", "node"} else None
-            if call is None:
+            if one.life is None and one.state is not None:
+                one.life, one.read = _life(one.receiver.session, one.state), one.cursor
+            elif one.life is None:
+                unknown.append(one)
+        if not unknown:
+            return
+        low = min(one.cursor for one in unknown)
+        own = HubSubjects(hub, self._dispatcher.log.partitions).session
+        lasts = await self._dispatcher.log.last_many((own(one.receiver.session) for one in unknown), up_to=low)
+        for one in unknown:
+            last = lasts.get(own(one.receiver.session))
+            one.life, one.read = _life(one.receiver.session, codec.session_state(last)), low
+
+    async def _deal(self, hub: HubName, history: History, resumers: list[Resumer], high: int) -> None:
+        """A page for each, ending where it is full or at H. Raises: LogUnavailable."""
+        if not resumers:
+            return
+        low = min(one.read for one in resumers)
+        if high - low > READ_WHOLE_MAX:
+            async for piece in self._read_by_subject(hub, resumers, low, high):
+                await self._deal_piece(hub, piece, resumers, high)
+                if all(one.is_full() for one in resumers):
+                    return
+            return
+        hungry = resumers
+        while hungry and (at := min(one.read for one in hungry)) < high:
+            piece = await history.piece(at, high)
+            await self._deal_piece(hub, piece, hungry, high)
+            hungry = [one for one in hungry if not one.is_full()]
+
+    async def _read_by_subject(
+        self, hub_name: HubName, resumers: list[Resumer], low: int, high: int
+    ) -> AsyncIterator[Piece]:
+        log, hub = self._dispatcher.log, HubSubjects(hub_name, self._dispatcher.log.partitions)
+        own = await read_moved(log, {hub.session(one.receiver.session) for one in resumers}, low, high)
+        groups = {group for one in resumers if one.life is not None for group in one.life.intervals}
+        for recorded in own:
+            event = codec.event_of(codec.envelope(recorded.payload))
+            if isinstance(event, session.Event):
+                groups.update(event.after.groups)
+        wanted = {hub.all(), hub.many()}
+        wanted.update(hub.group(group) for group in groups)
+        wanted.update(hub.inbox(one.receiver.session) for one in resumers)
+        wanted.update(hub.user(one.receiver.user) for one in resumers if one.receiver.user is not None)
+        async for piece in by_subject(log, wanted, own, low, high):
+            yield piece
+
+    async def _deal_piece(self, hub: HubName, piece: Piece, resumers: Sequence[Resumer], high: int) -> None:
+        """Who must be sent what of one piece, in order."""
+        resumers = [one for one in resumers if one.read < piece.last and not one.is_full()]
+        if any(call.call.ttl_ms is not None for call in piece.calls):
+            await self._learn_times(hub, [one for one in resumers if one.attached_at_us is None], high)
+        audiences = _Audiences(resumers)
+        own = [
+            (sequence, one, event) for one in resumers for sequence, event in piece.own.get(one.receiver.session, ())
+        ]
+        own.sort(key=lambda item: item[0])
+        ahead = iter(own)
+        event = next(ahead, None)
+        for call in piece.calls:
+            while event is not None and event[0] < call.sequence:
+                audiences.follow(*event)
+                event = next(ahead, None)
+            for one in audiences.of(call):
+                self._put(one, call)
+        while event is not None:
+            audiences.follow(*event)
+            event = next(ahead, None)
+        for one in resumers:
+            if not one.is_full():
+                one.read = piece.last
+                one.cursor = max(one.cursor, piece.last)
+
+    def _put(self, one: Resumer, call: Call) -> None:
+        """Add a call to the page of somebody who may be meant by it; the one that fills the page ends it."""
+        if call.sequence <= max(one.cursor, one.read) or one.is_full() or one.life is None:
+            return
+        if not audience.receives(one.life, call.subject, call.sequence, call.call):
+            return
+        ttl_ms, attached_at_us = call.call.ttl_ms, one.attached_at_us
+        if ttl_ms is not None and attached_at_us is not None and attached_at_us - call.stored_at_us > ttl_ms * 1_000:
+            return
+        frame = call.frame(one.receiver.kind, self._dispatcher.encode)
+        one.page.append(frame)
+        one.page_bytes += len(frame)
+        if one.is_full():
+            one.cursor = one.read = call.sequence
+
+    async def _learn_times(self, hub_name: HubName, resumers: list[Resumer], high: int) -> None:
+        """When each was attached, by the broker's clock: what has a time to live is judged by that."""
+        log, own = self._dispatcher.log, HubSubjects(hub_name, self._dispatcher.log.partitions).session
+        lasts = await log.last_many((own(one.receiver.session) for one in resumers), up_to=high)
+        for one in resumers:
+            subject = own(one.receiver.session)
+            last = lasts.get(subject)
+            if last is not None and last.sequence == one.attached:
+                one.attached_at_us = last.stored_at_us
                 continue
-            candidates: Iterable[Resumer]
-            match subject.kind:
-                case "inbox":
-                    candidates = [by_session[subject.name]] if subject.name in by_session else []
-                case "group":
-                    candidates = by_group.get(subject.name or "", [])
-                case "user":
-                    candidates = by_user.get(subject.name or "", [])
-                case _:
-                    candidates = resumers
-            frames: dict[int, bytes] = {}
-            for one in candidates:
-                if recorded.sequence <= one.cursor or not audience.receives(
-                    lives[one], subject, recorded.sequence, call
-                ):
-                    continue
-                if call.ttl_ms is not None and one.attached in attached_at_us:
-                    age_us = attached_at_us[one.attached] - recorded.stored_at_us
-                    if age_us > call.ttl_ms * 1_000:
-                        continue
-                kind = one.receiver.kind
-                if kind not in frames:
-                    frames[kind] = self._dispatcher.encode(kind, call.target, call.arguments, recorded.sequence)
-                missed[one].append(frames[kind])
-        return missed
+            async for recorded in log.read(subject, one.attached, one.attached):
+                one.attached_at_us = recorded.stored_at_us
 
 
-def _lives(resumers: list[Resumer], events: list[Recorded]) -> dict[Resumer, audience.Life]:
-    """Each session's memberships as its own events tell them.
+class _Audiences:
+    """Whom an invocation may concern among some resumers, before ``events.audience`` is asked."""
 
-    What began before the range is known from its end: it is in the state at the ``attached``, or in the ``left`` that
-    ended it, each with the sequence of its join.
-    """
-    own: dict[str, list[tuple[int, session.Event]]] = {one.receiver.session: [] for one in resumers}
-    for recorded in events:
-        subject = subjects.parse(recorded.subject)
-        if subject.kind == "session" and subject.name in own:
-            event = _own_event(recorded)
-            if event is not None:
-                own[subject.name].append((recorded.sequence, event))
-    lives = {}
-    for one in resumers:
-        life = audience.Life(one.receiver.session)
-        life.user, life.opened = one.state.user, one.state.opened
-        history = own[one.receiver.session]
-        begun = {
-            (sequence, group)
-            for sequence, event in history
-            if isinstance(event, session.Joined)
-            for group in event.groups
-        }
-        before = {(joined, group) for group, joined in one.state.groups.items()}
-        before |= {
-            (joined, group)
-            for _, event in history
-            if isinstance(event, session.Left | session.Closed)
-            for group, joined in event.groups.items()
-        }
-        for joined, group in sorted(before - begun):
-            life.intervals.setdefault(group, []).append((joined, None))
-        for sequence, event in history:
-            life.apply(event, sequence)
-        lives[one] = life
-    return lives
+    def __init__(self, resumers: Sequence[Resumer]) -> None:
+        self._everybody = resumers
+        self._sessions: dict[str, Resumer] = {}
+        self._users: dict[str, list[Resumer]] = {}
+        self._groups: dict[str, dict[str, Resumer]] = {}
+        for one in resumers:
+            self._sessions[one.receiver.session] = one
+            if one.receiver.user is not None:
+                self._users.setdefault(one.receiver.user, []).append(one)
+            if one.life is not None:
+                self._enter(one, one.life.intervals)
 
+    def follow(self, sequence: int, one: Resumer, event: session.Event) -> None:
+        """One of a session's own events."""
+        if one.life is None or one.is_full() or sequence <= one.read:
+            return
+        one.life.apply(event, sequence)
+        self._enter(one, event.after.groups)
 
-def _own_event(recorded: Recorded) -> session.Event | None:
-    try:
-        event = codec.event_of(codec.envelope(recorded.payload))
-    except HublogError as error:
-        _log.error("resume.unreadable", subject=recorded.subject, sequence=recorded.sequence, code=error.code)
-        return None
-    return event if isinstance(event, session.Event) else None
+    def of(self, call: Call) -> Iterable[Resumer]:
+        name = call.subject.name or ""
+        match call.subject.kind:
+            case "inbox":
+                return [self._sessions[name]] if name in self._sessions else []
+            case "group":
+                return self._groups.get(name, {}).values()
+            case "user":
+                return self._users.get(name, [])
+            case _:
+                return self._everybody
+
+    def _enter(self, one: Resumer, groups: Iterable[str]) -> None:
+        for group in groups:
+            self._groups.setdefault(group, {})[one.receiver.session] = one
 
 
-def _call(recorded: Recorded) -> Requested | None:
-    try:
-        event = codec.event_of(codec.envelope(recorded.payload))
-    except HublogError as error:
-        _log.error("resume.unreadable", subject=recorded.subject, sequence=recorded.sequence, code=error.code)
-        return None
-    return event if isinstance(event, Requested) else None
+def _life(session_id: str, state: session.State) -> audience.Life:
+    """A session's life from a state on."""
+    life = audience.Life(session_id)
+    if state.status != "none":
+        life.user, life.opened = state.user, state.opened
+        life.intervals = {group: [(joined, None)] for group, joined in state.groups.items()}
+    return life

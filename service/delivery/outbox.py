@@ -15,11 +15,11 @@ RESET = struct.pack("ii", 1, 0)  # linger for no time
 class Outbox:
     """Writes frames to a transport. Corked at first: frames wait until the handshake is answered."""
 
-    __slots__ = ("_bytes_max", "_corked", "_mark_s", "_mark_written", "_on_slow", "_transport", "open", "written")
+    __slots__ = ("_corked", "_mark_s", "_mark_written", "_on_slow", "_transport", "bytes_max", "open", "written")
 
     def __init__(self, transport: asyncio.WriteTransport, bytes_max: int, on_slow: Callable[[], None]) -> None:
         self._transport = transport
-        self._bytes_max = bytes_max
+        self.bytes_max = bytes_max
         self._on_slow = on_slow
         self._corked: list[bytes] | None = []
         # Everything written up to `_mark_written` was handed over at `_mark_s`: how old the oldest waiting byte may be.
@@ -41,7 +41,7 @@ class Outbox:
                 self.open = False
                 return
             self.written += len(frame)
-            if transport.get_write_buffer_size() > self._bytes_max:
+            if transport.get_write_buffer_size() > self.bytes_max:
                 self._slow()
 
     def uncork(self, first: bytes) -> None:
@@ -78,7 +78,7 @@ class Outbox:
     @property
     def half_full(self) -> bool:
         """Whoever writes much at once waits while this is so."""
-        return self._transport.get_write_buffer_size() > self._bytes_max // 2
+        return self._transport.get_write_buffer_size() > self.bytes_max // 2
 
     def overflow(self) -> None:
         """More waits for this client elsewhere than may: it does not read."""
@@ -107,7 +107,7 @@ class Outbox:
         assert self._corked is not None
         self._corked.append(frame)
         self.written += len(frame)
-        if self.written > self._bytes_max:
+        if self.written > self.bytes_max:
             self._slow()
 
     def _slow(self) -> None:

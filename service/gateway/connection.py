@@ -32,7 +32,8 @@ from events.errors import (
     Unavailable,
 )
 from events.ids import HubName, SessionId
-from service.delivery.handover import Gate, Resumer
+from service.delivery.gate import Gate
+from service.delivery.handover import Resumer
 from service.delivery.interest import Receiver
 from service.delivery.outbox import Outbox
 from service.gateway.context import GatewayContext
@@ -299,8 +300,14 @@ class Connection:
 
     def begin_delivery(self) -> None:
         """A resumable connection has asked who it is: what was kept since its session opened goes out."""
-        if self.gate is not None and not self.standing.resumed and not self.gate.is_open:
-            self.gate.open()
+        gate, receiver = self.gate, self.receiver
+        if gate is None or receiver is None or gate.is_open or gate.handed_over or self.standing.resumed:
+            return
+        if not gate.dropped:
+            gate.open()
+        else:  # it asked late, and more came than is kept for it
+            opened = receiver.since
+            self.context.handover(self.peer.hub).begin(self.peer.hub, Resumer(receiver, gate, opened, opened))
 
     def _receiver(self, session_id: SessionId, user: str | None) -> Receiver:
         return Receiver(session_id, self.id, user, self.outbox, self._own_event, self._hole, self.peer.wire.kind)

@@ -11,7 +11,8 @@ import msgspec
 from events import session
 from events.errors import EpochMismatch, InvalidPosition, TokenUserMismatch
 from events.ids import SessionId, parse_position
-from service.delivery.handover import Gate, Resumer
+from service.delivery.gate import Gate
+from service.delivery.handover import Resumer
 from service.delivery.interest import Receiver
 from service.gateway import tokens
 from service.gateway.context import GatewayContext
@@ -88,7 +89,9 @@ async def take_over(
     except BaseException:
         dispatcher.interest.release(receiver)
         raise
-    return TakenOver(standing, Resumer(receiver, gate, standing.cursor, known.sequence, known.state), known)
+    before = attachment.before
+    state = before.state if before.sequence <= standing.cursor else None
+    return TakenOver(standing, Resumer(receiver, gate, standing.cursor, known.sequence, state), known)
 
 
 def resume_token(context: GatewayContext, manager: Manager, session_id: str, user: str | None, generation: int) -> str:

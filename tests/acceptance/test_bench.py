@@ -35,6 +35,7 @@ async def bench(data: Path, *arguments: str) -> dict[str, list[dict[str, object]
         (("connect", "--sessions", "60"), "connect"),
         (("fanout", "--sessions", "60", "--rounds", "10"), "fanout"),
         (("latency", "--rate", "200", "--seconds", "1", "--sync", "relaxed"), "latency"),
+        (("resume", "--sessions", "60"), "resume"),
     ],
 )
 async def test_a_small_bench_finds_every_message_once(tmp_path: Path, arguments: tuple[str, ...], measure: str):
@@ -43,5 +44,6 @@ async def test_a_small_bench_finds_every_message_once(tmp_path: Path, arguments:
         assert (found["sessions"], found["failed"], found["ended_early"]) == (60, 0, 0)
         assert found["kib_each"] is not None
     else:
+        assert found.get("failed", 0) == 0
         assert (found["lost"], found["duplicated"], found["out_of_order"]) == (0, 0, 0)
     assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,8 @@ from typing import Protocol
 
 from events.errors import HublogError
 from events.ids import SessionId
-from service.delivery.handover import Gate, Resumer
+from service.delivery.gate import Gate
+from service.delivery.handover import Resumer
 from service.delivery.interest import Receiver
 from service.gateway.context import GatewayContext
 from service.gateway.resume import Standing

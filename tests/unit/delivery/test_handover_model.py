@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from events import audience, codec, invocation, selector, session, subjects
 from events.ids import HubName, SessionId
-from service.delivery import handover, repair
+from service.delivery import handover, history, repair
 from service.delivery.feed import Dispatcher
-from service.delivery.handover import Gate, Handover, Resumer
+from service.delivery.gate import Gate
+from service.delivery.handover import Handover, Resumer
 from service.delivery.interest import Receiver
 from service.delivery.outbox import Outbox
 from service.log.author import Author
@@ -63,7 +64,7 @@ class Client:
         self.connections += 1
         self.node = node
         self.transport = Transport(self)
-        outbox = Outbox(self.transport, 1 << 20, lambda: None)
+        outbox = Outbox(self.transport, self.world.outbox_bytes_max, lambda: None)
         dispatcher = self.world.nodes[node]
         connection = f"{self.id}-{self.connections}"
 
@@ -85,8 +86,9 @@ class Client:
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, outbox_bytes_max: int = 1 << 20) -> None:
         self.log = MemoryEventLog()
+        self.outbox_bytes_max = outbox_bytes_max
 
         def encode(_kind: int, _target: str, arguments: bytes, position: str) -> bytes:
             return position.rpartition("-")[2].encode() + b":" + arguments[1:-1]
@@ -132,7 +134,8 @@ class World:
         attach = session.Attach(f"n{node}", "i", receiver.connection, before.generation, 0, 1 << 60)
         sequence = self.store(client, attach)
         assert sequence
-        self.handovers[node].begin(HUB, Resumer(receiver, gate, cursor, sequence, client.state))
+        state = before if known.sequence <= cursor else None
+        self.handovers[node].begin(HUB, Resumer(receiver, gate, cursor, sequence, state))
 
     def call(self, to: selector.Selector) -> None:
         self.calls += store_call(self.log, self.author, to, None, self.calls + 1)
@@ -235,8 +238,8 @@ async def turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
-async def play(actions: list[tuple[object, ...]]) -> None:
-    world = World()
+async def play(actions: list[tuple[object, ...]], outbox_bytes_max: int) -> None:
+    world = World(outbox_bytes_max)
     running = [asyncio.ensure_future(repair.run(node)) for node in world.nodes]
     await turns(2)
     try:
@@ -279,10 +282,24 @@ FULL = settings(max_examples=300, deadline=None, suppress_health_check=list(Heal
 
 
 @FULL
-@given(st.lists(ACTION, min_size=8, max_size=60))
-def test_every_client_gets_each_message_once_and_in_order(actions: list[tuple[object, ...]]) -> None:
-    with patch.object(handover, "COLLECT_S", 0.0), patch.object(handover, "RETRY_S", 0.001), asyncio.Runner() as runner:
-        runner.run(play(actions))
+@given(
+    st.lists(ACTION, min_size=8, max_size=60),
+    # Pages and gates that hold one frame at most; pieces of a few events; a log that is read by subject.
+    st.sampled_from([1 << 20, 8]),
+    st.sampled_from([history.PIECE_EVENTS, 3]),
+    st.sampled_from([handover.READ_WHOLE_MAX, 2]),
+)
+def test_every_client_gets_each_message_once_and_in_order(
+    actions: list[tuple[object, ...]], outbox_bytes_max: int, piece_events: int, read_whole_max: int
+) -> None:
+    with (
+        patch.object(handover, "COLLECT_S", 0.0),
+        patch.object(handover, "RETRY_S", 0.001),
+        patch.object(handover, "READ_WHOLE_MAX", read_whole_max),
+        patch.object(history, "PIECE_EVENTS", piece_events),
+        asyncio.Runner() as runner,
+    ):
+        runner.run(play(actions, outbox_bytes_max))
 
 
 def told(story: Callable[[World], Awaitable[None]]) -> None:
