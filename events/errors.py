@@ -29,6 +29,12 @@ Owns the stable codes that clients, operators and the documentation rely on. It 
     │   ├── MethodNotAllowed       method_not_allowed
     │   ├── EpochMismatch          epoch_mismatch
     │   └── PositionNotReached     position_not_reached    (retryable)
+    ├── NotAdmitted                who asks has not shown that they may
+    │   ├── TokenMissing           token_missing
+    │   ├── TokenInvalid           token_invalid
+    │   ├── TokenExpired           token_expired
+    │   ├── HubForbidden           hub_forbidden
+    │   └── ScopeMissing           scope_missing
     ├── ProtocolViolation          what a peer sent cannot be read
     │   ├── BadHandshake           bad_handshake
     │   ├── UnsupportedProtocol    unsupported_protocol
@@ -207,6 +213,35 @@ class PositionNotReached(Refused):
     code = "position_not_reached"
     hint = "The read model is behind; try again shortly, or without min_position."
     retryable = True
+
+
+class NotAdmitted(HublogError):
+    """Who asks has not shown that they may. Never says more of a token than what is wrong with it."""
+
+
+class TokenMissing(NotAdmitted):
+    code = "token_missing"
+    hint = "Send `Authorization: Bearer <token>`, or ?access_token= to a hub; `hublog token` mints one."
+
+
+class TokenInvalid(NotAdmitted):
+    code = "token_invalid"
+    hint = "Get a token that is signed with a key of this installation and has the claims of docs/security.md."
+
+
+class TokenExpired(NotAdmitted):
+    code = "token_expired"
+    hint = "Get a new token and connect again."
+
+
+class HubForbidden(NotAdmitted):
+    code = "hub_forbidden"
+    hint = "Use a token whose claim `hubs` names the hub, or one without that claim."
+
+
+class ScopeMissing(NotAdmitted):
+    code = "scope_missing"
+    hint = "Use a token whose claim `scope` holds hublog:read for questions, hublog:write for commands."
 
 
 class ProtocolViolation(HublogError):

@@ -4,12 +4,14 @@ Owns the one table from codes to both worlds, and the RFC 9457 document. It rais
 (``HublogError.wire`` has the words) and knows no route. A test proves that every code of the tree is here.
 """
 
+import re
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Literal
 
 import msgspec
 
-from events.errors import HublogError, Internal
+from events.errors import HublogError, Internal, NotAdmitted, ScopeMissing, TokenMissing
 
 CONTENT_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
@@ -53,6 +55,12 @@ POLICIES: Mapping[str, Policy] = {
     "epoch_mismatch": Policy(409),
     "position_not_reached": Policy(409),
     "conflict": Policy(409),
+    # Who asks may not, or has not said who they are.
+    "token_missing": Policy(401, "end"),
+    "token_invalid": Policy(401, "end"),
+    "token_expired": Policy(401, "end"),
+    "hub_forbidden": Policy(403, "end"),
+    "scope_missing": Policy(403, "end"),
     # A peer that breaks its protocol loses its connection: nothing after it could be trusted.
     "bad_handshake": Policy(400, "end"),
     "unsupported_protocol": Policy(400, "end"),
@@ -119,6 +127,19 @@ def problem(error: HublogError, instance: str) -> Problem:
         instance=instance,
         details=error.details,
     )
+
+
+def challenge(error: HublogError) -> dict[str, str]:
+    """The header that goes with a 401 and with what a token does not allow (RFC 6750, section 3)."""
+    if not isinstance(error, NotAdmitted):
+        return {}
+    said = 'Bearer realm="hublog"'
+    if not isinstance(error, TokenMissing):
+        kind = "invalid_token" if policy(error).status == HTTPStatus.UNAUTHORIZED else "insufficient_scope"
+        scope = f', scope="{error.details["scope"]}"' if isinstance(error, ScopeMissing) else ""
+        described = re.sub(r"[^ !#-\[\]-~]", "?", f"{error.code}: {error.message}")
+        said += f', error="{kind}"{scope}, error_description="{described}"'
+    return {"WWW-Authenticate": said}
 
 
 def encode(document: Problem) -> bytes:

@@ -23,9 +23,14 @@ PREFIX = "HUBLOG_"
 ADMIN_OFFSET_API = 100
 ADMIN_OFFSET_PROJECTOR = 101
 KEY_BYTES = 32
+JWT_SECRET_BYTES_MIN = 32
+TOKEN_TTL_MAX_S = 366 * 86_400
+NONE_BEYOND_LOOPBACK = "yes-i-know"
+OF_CLIENTS = frozenset({"HUBLOG_TOKEN"})
+"""Variables of our tools that are clients; a process that serves may see them and does not look."""
 DAY_S = 86_400
 
-Role = Literal["up", "gateway", "projector", "api", "migrate", "wait", "tail"]
+Role = Literal["up", "gateway", "projector", "api", "migrate", "wait", "tail", "token"]
 
 
 class Secret:
@@ -133,16 +138,37 @@ def _size(first: int, last: int) -> Callable[[str], int]:
     return parse
 
 
-def _loopback(text: str) -> str:
-    expected = "a loopback address: until authentication exists nothing may listen beyond this machine"
-    if text == "localhost":
-        return text
-    try:
-        if ipaddress.ip_address(text).is_loopback:
-            return text
-    except ValueError:
-        raise ValueError(expected) from None
-    raise ValueError(expected)
+def _host(text: str) -> str:
+    if text != "localhost":
+        try:
+            ipaddress.ip_address(text)
+        except ValueError:
+            # Not a name: nobody could say whether it is loopback before it is resolved.
+            raise ValueError("an address of this machine, e.g. 127.0.0.1 or 0.0.0.0, or localhost") from None
+    return text
+
+
+def is_loopback(host: str) -> bool:
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+
+
+def _jwt_key(text: str) -> Secret:
+    """Only that it looks like keys: whether they are any is seen where they are used."""
+    if "-----BEGIN " not in text:
+        for key in re.split(r"[,\s]+", text.strip()):
+            try:
+                if len(from_b64url(key.rstrip("="))) >= JWT_SECRET_BYTES_MIN:
+                    continue
+            except ValueError:
+                pass  # said below, without quoting the secret
+            raise ValueError("secrets of at least 32 bytes in base64url, joined by commas, or keys in PEM")
+    return Secret(text)
+
+
+def _claim(text: str) -> str:
+    if not re.fullmatch(r"[^\s,]{1,256}", text):
+        raise ValueError("1 to 256 characters without spaces and commas")
+    return text
 
 
 def _nats_url(text: str) -> Secret:
@@ -215,18 +241,60 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "always"
     host: Annotated[
-        str, Variable("HOST", _loopback, "The address to listen on; loopback only, until there is auth.")
+        str, Variable("HOST", _host, "The address that every port listens on; `0.0.0.0` is all of this machine's.")
     ] = "127.0.0.1"
     data_dir: Annotated[
         Path, Variable("DATA_DIR", Path, "Where `up` keeps its servers' data, logs and secrets (`--data-dir`).")
     ] = Path(".hublog")
     auth: Annotated[
-        Literal["none"] | None,
+        Literal["none", "jwt"],
         Variable(
             "AUTH",
-            _one_of("none"),
-            "How clients prove who they are. Only `none` exists so far; every process but `up` wants it said.",
-            shown="`up`: `none`; else required",
+            _one_of("none", "jwt"),
+            "How clients prove who they are: `jwt` by access tokens, `none` not at all.",
+            shown="`jwt`; `up` on loopback: `none`",
+        ),
+    ] = "jwt"
+    auth_none_beyond_loopback: Annotated[
+        str | None,
+        Variable(
+            "AUTH_NONE_BEYOND_LOOPBACK",
+            _one_of(NONE_BEYOND_LOOPBACK),
+            f"`{NONE_BEYOND_LOOPBACK}`: listen beyond loopback although `HUBLOG_AUTH` is `none`, so that whoever "
+            "reaches the port may be any user.",
+        ),
+    ] = None
+    jwt_algorithm: Annotated[
+        Literal["HS256", "RS256", "EdDSA"],
+        Variable(
+            "JWT_ALGORITHM",
+            _one_of("HS256", "RS256", "EdDSA"),
+            "How access tokens are signed; no token is asked for it.",
+        ),
+    ] = "HS256"
+    jwt_key: Annotated[
+        Secret | None,
+        Variable(
+            "JWT_KEY",
+            _jwt_key,
+            "Keys of access tokens: for HS256 secrets of at least 32 bytes in base64url, joined by commas; else PEM, "
+            "one behind the other, public ones where nothing is minted. All verify, the first that can sign signs.",
+            masked=True,
+        ),
+    ] = None
+    jwt_key_file: Annotated[
+        Path | None, Variable("JWT_KEY_FILE", Path, "A file with what `HUBLOG_JWT_KEY` would hold; read at start-up.")
+    ] = None
+    jwt_issuer: Annotated[
+        str | None, Variable("JWT_ISSUER", _claim, "What the claim `iss` of access tokens must be.", shown="any")
+    ] = None
+    jwt_audience: Annotated[
+        str | None,
+        Variable(
+            "JWT_AUDIENCE",
+            _claim,
+            "What the claim `aud` of access tokens must be, or hold.",
+            shown="none: tokens with an `aud` are refused",
         ),
     ] = None
     secrets: Annotated[
@@ -331,7 +399,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Variable(
             "ALLOWED_ORIGINS",
             _origins,
-            "Origins of web pages that may connect, joined by commas; `*` for any.",
+            "Origins of web pages that may connect and command, joined by commas; `*` for any.",
             shown="none but the server's own",
         ),
     ] = ()
@@ -373,8 +441,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         mistakes: list[str] = []
         values: dict[str, Any] = {}
         known = variables()
+        given = {name for name in environ if name.startswith(PREFIX)} - OF_CLIENTS
         by_name = {variable.name: (field, variable) for field, variable in known.items()}
-        for name in sorted(name for name in environ if name.startswith(PREFIX)):
+        for name in sorted(given):
             if name not in by_name:
                 near = difflib.get_close_matches(name, by_name, n=1)
                 mistakes.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
@@ -389,8 +458,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             name = known[field].name
             if name not in environ:
                 mistakes.append(f"{name} is not set: {_WHY[field]}")
+        if role == "up" and "auth" not in values and is_loopback(values.get("host", cls().host)):
+            values["auth"] = "none"
         settings = cls(**values)
         mistakes += settings._contradictions()
+        mistakes += settings._door(role, given)
         if mistakes:
             raise Misconfigured("\n".join(mistakes))
         return settings
@@ -401,6 +473,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.max_age_s < self.duplicate_window_s:
             yield "HUBLOG_DUPLICATE_WINDOW must not be longer than HUBLOG_MAX_AGE"
 
+    def _door(self, role: Role, given: set[str]) -> Iterator[str]:
+        """Mistakes about who may come in. ``given``: the variables that are set, right or wrong."""
+        keys = sorted(given & {"HUBLOG_JWT_KEY", "HUBLOG_JWT_KEY_FILE"})
+        if len(keys) > 1:
+            yield "HUBLOG_JWT_KEY and HUBLOG_JWT_KEY_FILE are both set: one of them holds the keys"
+        if self.jwt_key is not None and ("-----BEGIN " in self.jwt_key.reveal()) == (self.jwt_algorithm == "HS256"):
+            wanted = "secrets in base64url" if self.jwt_algorithm == "HS256" else "keys in PEM"
+            yield f"HUBLOG_JWT_KEY must be {wanted}, as HUBLOG_JWT_ALGORITHM {self.jwt_algorithm} wants them"
+        open_beyond = self.auth == "none" and not is_loopback(self.host)
+        if role in _LISTENING and open_beyond and self.auth_none_beyond_loopback is None:
+            yield (
+                f"HUBLOG_AUTH is none and HUBLOG_HOST is {self.host}: whoever reaches the port could be any user. Set "
+                f"HUBLOG_AUTH=jwt; or, if only friends can, HUBLOG_AUTH_NONE_BEYOND_LOOPBACK={NONE_BEYOND_LOOPBACK}"
+            )
+        if role == "up" and self.auth == "none" and "HUBLOG_AUTH" not in given and keys:
+            yield f"{keys[0]} is set and HUBLOG_AUTH is not: say jwt to ask for tokens, or none"
+        if role in _ASKING and self.auth == "jwt" and not keys:
+            yield f"HUBLOG_JWT_KEY is not set: {_WHY['jwt_key']}"
+
     def node_name(self, index: int) -> str:
         """The name of gateway ``index``: ``HUBLOG_NODE``, or this host's name and the index."""
         return self.node or f"{socket.gethostname()}-{index}"
@@ -408,19 +499,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 _REQUIRED: dict[Role, tuple[str, ...]] = {
     "up": (),
-    "gateway": ("nats_url", "auth", "secrets"),
-    "projector": ("nats_url", "postgres_dsn", "auth"),
-    "api": ("nats_url", "postgres_dsn", "auth"),
+    "gateway": ("nats_url", "secrets"),
+    "projector": ("nats_url", "postgres_dsn"),
+    "api": ("nats_url", "postgres_dsn"),
     "migrate": ("nats_url", "postgres_dsn"),
     "wait": ("nats_url",),
-    "tail": ("nats_url",),
+    "tail": (),
+    "token": (),
 }
+_LISTENING = frozenset({"up", "gateway", "projector", "api"})
+_ASKING = frozenset({"up", "gateway", "api"})
+"""Whom clients show their tokens."""
 _WHY = {
     "nats_url": "there is no log without NATS; `hublog up` brings its own",
     "postgres_dsn": "read models live in Postgres; `hublog up` brings its own",
-    "auth": "say `none` to serve without authentication, on loopback only",
     "secrets": "gateways seal tokens that the others must open; `hublog up` makes a key",
+    "jwt_key": "HUBLOG_AUTH is jwt, and nobody could come in. Make a key, e.g. with `python3 -c 'import secrets; "
+    "print(secrets.token_urlsafe(32))'`, or say HUBLOG_AUTH=none, on loopback",
 }
+
+
+def whole_seconds(text: str, first: int, last: int) -> int:
+    """A duration as settings spell it. Raises: ValueError with the expectation."""
+    return _whole_seconds(first, last)(text)
 
 
 def child_environment(**changed: str) -> dict[str, str]:

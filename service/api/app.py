@@ -4,11 +4,10 @@ Owns the list of resources. ``service.process`` gives it what it reads from and 
 ``server.make_runner``.
 """
 
-from collections.abc import Collection
-
 import msgspec
 
 from projections.read import ReadModel
+from service.access.door import Door
 from service.api import events, groups, hubs, invocations, nodes, openapi, projections, sessions
 from service.api.context import Api
 from service.api.ports import HubCommands, LastRenewal
@@ -31,7 +30,7 @@ def make_table() -> Table:
             *events.ROUTES,
             *nodes.ROUTES,
             *projections.ROUTES,
-            get("/schema", schema),
+            get("/schema", schema, scope=None),
         ]
     )
 
@@ -43,11 +42,9 @@ def make_app(
     *,
     version: str = "0",
     body_bytes_max: int = BODY_BYTES_MAX,
-    origins: Collection[str] = (),
+    door: Door | None = None,
 ) -> Dispatcher:
-    """The whole API, for :func:`service.api.server.make_runner`. ``origins``: whose pages may command it."""
+    """The whole API, for :func:`service.api.server.make_runner`. ``door``: who may ask and command."""
     table = make_table()
     document = msgspec.Raw(msgspec.json.encode(openapi.document(table, version)))
-    return Dispatcher(
-        table, Api(reads, commands, last_renewal, document), body_bytes_max=body_bytes_max, origins=origins
-    )
+    return Dispatcher(table, Api(reads, commands, last_renewal, document), body_bytes_max=body_bytes_max, door=door)

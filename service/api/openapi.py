@@ -14,6 +14,7 @@ import msgspec
 
 from events.errors import (
     EpochMismatch,
+    HubForbidden,
     HublogError,
     Internal,
     InvalidBody,
@@ -26,7 +27,11 @@ from events.errors import (
     PayloadTooLarge,
     PositionNotReached,
     ReadModelUnavailable,
+    ScopeMissing,
     SessionNotFound,
+    TokenExpired,
+    TokenInvalid,
+    TokenMissing,
 )
 from events.ids import NAME_BYTES_MAX, EventId, GroupName, HubName, SessionId
 from service import problems
@@ -37,7 +42,11 @@ ABOUT = """\
 Answers come from read models and say which position of the log they reflect; changes are made by appending events.
 
 Every error is a problem document (RFC 9457) with a stable `code`, a `hint`, and whether a retry may help. Positions are
-opaque: send them back as they were given. Lists are `{items, next, position, ageMs}`; `next` goes into `after`."""
+opaque: send them back as they were given. Lists are `{items, next, position, ageMs}`; `next` goes into `after`.
+
+Where the service asks for access tokens (`HUBLOG_AUTH=jwt`), an operation needs the scope that it names; with a token
+whose claim `hubs` names hubs, it answers about those only."""
+_BEARER = "accessToken"
 
 _REF = "#/components/schemas/{name}"
 _PATH_SCHEMAS: dict[object, dict[str, Any]] = {
@@ -86,6 +95,7 @@ def document(table: Table, version: str) -> dict[str, Any]:
         "servers": [{"url": "/"}],
         "paths": paths,
         "components": {
+            "securitySchemes": {_BEARER: {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
             "schemas": components,
             "examples": {code: {"value": _example(error)} for code, error in sorted(met.items())},
         },
@@ -141,6 +151,8 @@ def _operation(
         "tags": [getattr(route.handler, "__module__", "").rpartition(".")[2]],
         "parameters": parameters,
     }
+    if route.scope is not None:
+        operation["security"] = [{_BEARER: [route.scope]}]
     if rest.strip():
         operation["description"] = " ".join(rest.split())
     if shape.body is not None:
@@ -193,6 +205,8 @@ def _errors(route: Route, shape: Signature) -> list[type[HublogError]]:
     if shape.body is not None:
         found += [InvalidBody, PayloadTooLarge, *getattr(shape.body, "refusals", {}).values()]
     found.append(ReadModelUnavailable if route.method == "GET" else OriginRefused)
+    if route.scope is not None:
+        found += [TokenMissing, TokenInvalid, TokenExpired, HubForbidden, ScopeMissing]
     return [*found, *route.refuses, Internal]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from events.errors import LimitTooLarge
+from events.errors import InvalidQuery, LimitTooLarge
 from events.ids import Position
 
 LIMIT = 100
@@ -41,11 +41,26 @@ class Paging(Reaching, forbid_unknown_fields=True, kw_only=True):
 
 
 class Acting(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Who commands, until authentication says so."""
+    """Who commands. With access tokens it is the token's user."""
 
     user: Annotated[
-        str | None, Meta(description="Record this user as the actor, in place of `system:api`.", examples=["ann"])
+        str | None,
+        Meta(
+            description="Record this user as the actor, in place of `system:api`. With access tokens it is the "
+            "token's user, and another one is refused.",
+            examples=["ann"],
+        ),
     ] = None
+
+
+def acting(arguments: dict[str, object], user: str | None) -> dict[str, object]:
+    """A handler's arguments where a token says who commands. Raises: InvalidQuery where the query says otherwise."""
+    query = arguments.get("query")
+    if not isinstance(query, Acting):
+        return arguments
+    if query.user is not None and query.user != user:
+        raise InvalidQuery("the user is the token's; leave out user")
+    return {**arguments, "query": msgspec.structs.replace(query, user=user)}
 
 
 class Changed(msgspec.Struct, frozen=True):

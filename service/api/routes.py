@@ -26,6 +26,7 @@ from events.errors import (
 )
 from events.ids import EventId, GroupName, HubName, SessionId, parse_hub, parse_name
 from events.nesting import NESTING_MAX, too_deep
+from service.access.claims import READ, WRITE
 
 Handler = Callable[..., Awaitable[object]]
 QUERY_PARAMETERS_MAX = 64
@@ -47,20 +48,24 @@ class TrailingSlash(NotFound):
 
 
 class Route(msgspec.Struct, frozen=True):
-    """One method of one path. ``refuses``: the errors of its own, for the documentation."""
+    """One method of one path. ``refuses``: the errors of its own, for the documentation.
+
+    ``scope``: what a token must hold, None where nobody is asked for one.
+    """
 
     method: str
     path: str
     handler: Handler
     refuses: tuple[type[HublogError], ...] = ()
+    scope: str | None = WRITE
 
     @property
     def segments(self) -> tuple[str, ...]:
         return tuple(self.path.split("/")[1:])
 
 
-def get(path: str, handler: Handler, *refuses: type[HublogError]) -> Route:
-    return Route("GET", path, handler, refuses)
+def get(path: str, handler: Handler, *refuses: type[HublogError], scope: str | None = READ) -> Route:
+    return Route("GET", path, handler, refuses, scope)
 
 
 def post(path: str, handler: Handler, *refuses: type[HublogError]) -> Route:

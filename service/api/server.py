@@ -6,9 +6,7 @@ that one matches decoded paths, and its own errors are plain text (ADR 0003). It
 
 import asyncio
 import time
-from collections.abc import Collection
 from http import HTTPStatus
-from urllib.parse import urlsplit
 
 import msgspec
 import structlog
@@ -23,10 +21,12 @@ from events.errors import (
     InvalidBody,
     InvalidQuery,
     MethodNotAllowed,
-    OriginRefused,
     PayloadTooLarge,
 )
 from service import problems
+from service.access.claims import Claims
+from service.access.door import Door, may_ask
+from service.api.pages import acting
 from service.api.routes import POSITION_HEADER, Call, Reading, Table, query_pairs
 
 BODY_BYTES_MAX = 64 * 1024
@@ -39,29 +39,35 @@ log = structlog.get_logger(__name__)
 
 
 class Dispatcher:
-    """From a request to its answer. ``api`` is handed to every handler; ``origins`` may command from a browser."""
+    """From a request to its answer. ``api`` is handed to every handler; ``door``: who may ask, open if it is None."""
 
     def __init__(
-        self, table: Table, api: object, *, body_bytes_max: int = BODY_BYTES_MAX, origins: Collection[str] = ()
+        self, table: Table, api: object, *, body_bytes_max: int = BODY_BYTES_MAX, door: Door | None = None
     ) -> None:
         self._table = table
         self._api = api
         self._body_bytes_max = body_bytes_max
-        self._origins = frozenset(origins)
+        self._door = door or Door()
         self.answered: dict[int, int] = {}  # by status, for whoever measures
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         started = time.monotonic()
         path, _, query = _target(request)
         call: Call | None = None
+        claims: Claims | None = None
         answer: object = None
         error: HublogError | None = None
         try:
             await _continue_if_expected(request)
-            self._check_origin(request)
+            if request.method not in SAFE:  # a page cannot read the answers to the others
+                self._door.origins.check(request.headers.get("Origin"), request.headers.get("Host", ""))
             call = self._table.match(request.method, path)
+            claims = self._admit(request, call)
             body = await self._read(request) if call.signature.body is not None else b""
-            answer = await call.route.handler(self._api, **call.arguments(query, body))
+            arguments = call.arguments(query, body)
+            if claims is not None:
+                arguments = acting(arguments, claims.user)
+            answer = await call.route.handler(self._api, **arguments)
             response = answered(answer)
         except HublogError as exc:
             error = exc
@@ -69,6 +75,7 @@ class Dispatcher:
             log.exception("api.failed", method=request.method, path=path[:256], exc_info=exc)
             error = Internal("something here is broken; it has been logged")
         if error is not None:
+            self._door.refused(error, at="api")
             response = problem_response(error, path)
         self.answered[response.status] = self.answered.get(response.status, 0) + 1
         if call is not None and request.method not in SAFE:
@@ -77,7 +84,7 @@ class Dispatcher:
                 method=request.method,
                 route=call.route.path,
                 **call.params,
-                user=_user(query),
+                user=claims.user if claims is not None else _user(query),
                 position=getattr(answer, "position", None),
                 status=response.status,
                 code=error.code if error is not None else None,
@@ -102,17 +109,13 @@ class Dispatcher:
             raise InvalidBody("the body ended early, or is not as its headers say") from exc
         return bytes(body)
 
-    def _check_origin(self, request: web.BaseRequest) -> None:
-        # A page of any site may send a simple POST to loopback; browsers say whose page it was, other clients nothing.
-        origin = request.headers.get("Origin")
-        if origin is None or request.method in SAFE or "*" in self._origins or origin in self._origins:
-            return
-        try:
-            same = urlsplit(origin).netloc == request.headers.get("Host", "")
-        except ValueError:
-            same = False
-        if not same:
-            raise OriginRefused(f"pages of {origin[:128]!r} may not command this service")
+    def _admit(self, request: web.BaseRequest, call: Call) -> Claims | None:
+        """Raises: NotAdmitted in one of its forms."""
+        scope = call.route.scope
+        claims = self._door.claims(request.headers.get("Authorization")) if scope is not None else None
+        if claims is not None and scope is not None:
+            may_ask(claims, call.params.get("hub"), scope)
+        return claims
 
 
 def answered(answer: object) -> web.Response:
@@ -125,7 +128,7 @@ def answered(answer: object) -> web.Response:
 
 def problem_response(error: HublogError, path: str) -> web.Response:
     document = problems.problem(error, path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")[:1024])
-    headers = {"Server": SERVER}
+    headers = {"Server": SERVER, **problems.challenge(error)}
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = str(error.details.get("allow", ""))
     if document.status == HTTPStatus.SERVICE_UNAVAILABLE:

@@ -157,6 +157,22 @@ def tail(
 
 
 @app.command(rich_help_panel=TOOLS)
+def token(
+    user: Annotated[str | None, typer.Option(help="Whose it is, the claim `sub`: needed to connect.")] = None,
+    hub: Annotated[list[str], typer.Option(help="A hub that it is good for; repeat for more. [every hub]")] = [],  # noqa: B006
+    scope: Annotated[
+        list[str], typer.Option(help="What it may at the API: hublog:read, hublog:write; repeat for both. [nothing]")
+    ] = [],  # noqa: B006
+    ttl: Annotated[str, typer.Option(help="How long it is good for: seconds, or a number with s, m, h or d.")] = "1h",
+    meta: Annotated[str | None, typer.Option(help="A JSON object, the session's metadata.")] = None,
+) -> None:
+    """Mint an access token and print it, under the key and the claims of HUBLOG_JWT_*."""
+    from service.cli.token import minted
+
+    typer.echo(minted(user=user, hubs=hub, scopes=scope, ttl=ttl, meta=meta))
+
+
+@app.command(rich_help_panel=TOOLS)
 def settings(
     markdown: Annotated[bool, typer.Option("--markdown", help="As the table of the README.")] = False,
 ) -> None:

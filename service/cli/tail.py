@@ -98,7 +98,7 @@ async def follow(
 
 def _settings(data_dir: Path | None) -> Settings:
     """Those of the environment; without a NATS in it, that of the ``hublog up`` on the data directory."""
-    settings = Settings.from_environment("up")
+    settings = Settings.from_environment("tail")
     if settings.nats_url is not None and data_dir is None:
         return settings
     folder = data_dir or settings.data_dir

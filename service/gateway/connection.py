@@ -5,6 +5,7 @@ payloads of text frames, a way to write, and a way to close.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from typing import Protocol
@@ -29,6 +30,7 @@ from events.errors import (
     SessionNotFound,
     ShuttingDown,
     SlowConsumer,
+    TokenExpired,
     Unavailable,
 )
 from events.ids import HubName, SessionId
@@ -93,13 +95,17 @@ class WireOptions(msgspec.Struct, frozen=True):
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """Who connects, as the request says, and how it wants to be served."""
+    """Who connects, as the request says, and how it wants to be served.
+
+    ``until_s``: when that ends to be so, wall clock time in seconds; the connection then ends as well.
+    """
 
     hub: HubName
     connection: str
     user: str | None = None
     metadata: msgspec.Raw = msgspec.Raw(b"null")
     wire: WireOptions = WireOptions()
+    until_s: float = math.inf
 
 
 class Connection:
@@ -112,6 +118,7 @@ class Connection:
         "_idle",
         "_reason",
         "_rewind",
+        "_until_s",
         "_wire",
         "context",
         "gate",
@@ -143,6 +150,7 @@ class Connection:
         self._ended = False
         self._reason: session.Closing | None = "transport_error"
         self._rewind: int | None = None
+        self._until_s = time.monotonic() + (peer.until_s - time.time())
         self.standing = Standing()
         self.gate: Gate | None = None
 
@@ -385,6 +393,9 @@ class Connection:
             self.outbox.finish(text_frame(due.reply))
             self._end("timeout" if isinstance(due.error, ClientTimeout) else "transport_error")
         self.outbox.check_age(now_s, self.context.outbox_age_s)
+        if now_s >= self._until_s:
+            # Reconnectable: the client comes back with a new token, and goes on with a resumable session.
+            self.end(TokenExpired("the access token has expired"), "unauthorised", allow_reconnect=True)
 
     def end(
         self, error: HublogError | None, reason: session.Closing | None, *, allow_reconnect: bool | None = None

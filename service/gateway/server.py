@@ -1,14 +1,15 @@
 """The public port of a gateway: negotiate, and the socket that follows.
 
-Owns what a request may ask for when connecting, the origins that may, and the rounds over all connections. Sessions and
-messages are the connection's.
+Owns what a request may ask for when connecting, and the rounds over all connections. Who may ask at all is the door's
+to say; sessions and messages are the connection's.
 """
 
 import asyncio
+import math
 import random
 import time
-from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 
 import msgspec
 import structlog
@@ -21,24 +22,28 @@ from events.errors import (
     Internal,
     InvalidQuery,
     MethodNotAllowed,
+    NotAdmitted,
     NotFound,
-    OriginRefused,
     Restarting,
     ShuttingDown,
+    TokenUserMismatch,
 )
-from events.ids import UserId, parse_hub, parse_name
+from events.ids import HubName, UserId, parse_hub, parse_name
 from events.nesting import NESTING_MAX, too_deep
 from service import problems
+from service.access.claims import METADATA_BYTES_MAX, Claims
+from service.access.door import Door, may_connect
 from service.gateway import negotiate, tokens
 from service.gateway.connection import Peer, wire_options
 from service.gateway.context import GatewayContext
 from service.gateway.transports import websocket
 
-METADATA_BYTES_MAX = 2 * 1024
 TICK_S = 1.0
 TICK_SLICES = 20  # one round over all connections is spread over this many turns, or it would be felt
 DRAIN_BATCH = 100
 CLOSINGS_GRACE_S = 5.0
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _log = structlog.get_logger(__name__)
 _JSON = "application/json"
@@ -47,13 +52,13 @@ _JSON = "application/json"
 class GatewayServer:
     """Negotiation and WebSockets of one process."""
 
-    def __init__(self, context: GatewayContext, allowed_origins: tuple[str, ...]) -> None:
+    def __init__(self, context: GatewayContext, door: Door) -> None:
         self.context = context
+        self._door = door
         self._in_use: set[str] = set()  # negotiated connections, from before the upgrade is answered to their end
-        self._origins = frozenset(allowed_origins)
 
     def app(self) -> web.Application:
-        app = web.Application(middlewares=[_problems])
+        app = web.Application(middlewares=[self._problems])
         app.router.add_route("POST", "/hubs/{hub}/negotiate", self._negotiate)
         app.router.add_route("OPTIONS", "/hubs/{hub}/negotiate", self._preflight)
         app.router.add_route("GET", "/hubs/{hub}", self._connect)
@@ -70,6 +75,9 @@ class GatewayServer:
             version = negotiate.version_of(request.query.get("negotiateVersion"))
             grant = tokens.ConnectionGrant(peer.hub, peer.connection, time.time(), _user(peer), peer.metadata)
             body = negotiate.answer(version, peer.connection, tokens.seal_connection(self.context.ring, grant))
+        except (NotAdmitted, TokenUserMismatch) as error:
+            # By its status: clients that can get another token look there for the reason to.
+            return self._refusal(error, request, "negotiate", headers)
         except HublogError as error:
             # Stock clients read the reason from a 200.
             body = negotiate.refusal(error)
@@ -100,41 +108,87 @@ class GatewayServer:
             self._in_use.discard(peer.connection)
 
     def _negotiated(self, request: web.Request, token: str) -> Peer:
-        """Raises: BadToken, ConnectionInUse."""
+        """Raises: BadToken, ConnectionInUse, NotAdmitted, TokenUserMismatch."""
         hub = parse_hub(request.match_info["hub"])
+        claims = self._admit(request, hub)
         grant = tokens.open_connection(self.context.ring, token, hub, time.time())
+        if claims is not None and claims.user != grant.user:
+            raise TokenUserMismatch("the connection was negotiated by another user")
         if grant.connection in self._in_use:
             raise ConnectionInUse("the connection token is in use")
-        return Peer(hub, grant.connection, grant.user, grant.metadata, wire_options(request.query))
+        until_s = claims.expires_at_s if claims is not None else math.inf
+        return Peer(hub, grant.connection, grant.user, grant.metadata, wire_options(request.query), until_s)
 
     def _peer(self, request: web.Request) -> Peer:
-        """Who connects, where nothing was negotiated. Raises: InvalidName, InvalidQuery."""
+        """Who connects, where nothing was negotiated. Raises: InvalidName, InvalidQuery, NotAdmitted."""
         query = request.query
         hub = parse_hub(request.match_info["hub"])
+        claims = self._admit(request, hub)
+        connection = self.context.author.new_session()  # 16 random bytes serve connections as well
         user = query.get("user")
-        return Peer(
-            hub,
-            self.context.author.new_session(),  # 16 random bytes serve connections as well
-            parse_name(user, "user") if user is not None else None,
-            _metadata(query.get("meta")),
-            wire_options(query),
-        )
+        if claims is None:
+            named = parse_name(user, "user") if user is not None else None
+            return Peer(hub, connection, named, _metadata(query.get("meta")), wire_options(query))
+        # Said and not heard would be worse: who believes to be ann would be somebody else.
+        if user is not None and user != claims.user:
+            raise InvalidQuery("the user is the token's; leave out user")
+        if "meta" in query:
+            raise InvalidQuery("the metadata is the token's claim `meta`; leave out meta")
+        return Peer(hub, connection, claims.user, claims.metadata, wire_options(query), claims.expires_at_s)
+
+    def _admit(self, request: web.Request, hub: HubName) -> Claims | None:
+        """What the token says, None where none is asked for. Raises: NotAdmitted in one of its forms."""
+        claims = self._door.claims(request.headers.get(hdrs.AUTHORIZATION), request.query.get("access_token"))
+        if claims is not None:
+            may_connect(claims, hub)
+        return claims
 
     def _cors(self, request: web.Request) -> dict[str, str]:
-        """The headers that let a page read the answer. Raises: OriginRefused.
-
-        CORS does not protect WebSockets, so the origin is checked for those here as well.
-        """
+        """The headers that let a page read the answer. Raises: OriginRefused."""
         origin = request.headers.get(hdrs.ORIGIN)
+        self._door.origins.check(origin, request.host)
         if origin is None:
             return {}
-        if not _same_host(origin, request.host) and "*" not in self._origins and origin not in self._origins:
-            raise OriginRefused(f"pages of {origin[:128]} may not connect")
         return {
             hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: origin,
             hdrs.ACCESS_CONTROL_ALLOW_CREDENTIALS: "true",
             hdrs.VARY: hdrs.ORIGIN,
         }
+
+    # ---------------------------------------------------------------- refusals
+
+    def _refusal(
+        self, error: HublogError, request: web.Request, at: str, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> web.Response:
+        """A problem document. Neither it nor the log has the query of the request: tokens stand there."""
+        self._door.refused(error, at=at)
+        document = problems.problem(error, request.path)
+        return web.Response(
+            status=document.status,
+            body=problems.encode(document),
+            content_type=problems.CONTENT_TYPE,
+            headers={**headers, **problems.challenge(error)},
+        )
+
+    @web.middleware
+    async def _problems(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Every refusal of this port is a problem document."""
+        at = "negotiate" if request.method != hdrs.METH_GET else "connect"
+        try:
+            return await handler(request)
+        except HublogError as error:
+            return self._refusal(error, request, at)
+        except web.HTTPNotFound:
+            return self._refusal(NotFound(f"there is nothing at {request.path[:256]}"), request, at)
+        except web.HTTPMethodNotAllowed as exc:
+            not_served = MethodNotAllowed(f"{exc.method} is not served at {request.path[:256]}")
+            allow: dict[str, str] = {hdrs.ALLOW: ", ".join(sorted(exc.allowed_methods))}
+            return self._refusal(not_served, request, at, allow)
+        except web.HTTPException:
+            raise
+        except Exception:  # noqa: BLE001  the port goes on; the log line has the trace
+            _log.exception("gateway.request_failed", path=request.path[:256])
+            return self._refusal(Internal("the request failed"), request, at)
 
     # ---------------------------------------------------------------- rounds
 
@@ -167,13 +221,6 @@ class GatewayServer:
         _log.info("gateway.drained", connections=len(connections), sessions_left_open=given_up)
 
 
-def _same_host(origin: str, host: str) -> bool:
-    try:
-        return urlsplit(origin).netloc == host
-    except ValueError:
-        return False
-
-
 def _user(peer: Peer) -> UserId | None:
     return UserId(peer.user) if peer.user is not None else None
 
@@ -192,31 +239,3 @@ def _metadata(text: str | None) -> msgspec.Raw:
     except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         raise InvalidQuery(f"meta is not a JSON object: {exc}") from exc
     return msgspec.Raw(raw)
-
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@web.middleware
-async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every refusal of this port is a problem document."""
-    try:
-        return await handler(request)
-    except HublogError as error:
-        return _answer(error, request)
-    except web.HTTPNotFound:
-        return _answer(NotFound(f"there is nothing at {request.path[:256]}"), request)
-    except web.HTTPMethodNotAllowed as exc:
-        response = _answer(MethodNotAllowed(f"{exc.method} is not served at {request.path[:256]}"), request)
-        response.headers[hdrs.ALLOW] = ", ".join(sorted(exc.allowed_methods))
-        return response
-    except web.HTTPException:
-        raise
-    except Exception:  # noqa: BLE001  the port goes on; the log line has the trace
-        _log.exception("gateway.request_failed", path=request.path[:256])
-        return _answer(Internal("the request failed"), request)
-
-
-def _answer(error: HublogError, request: web.Request) -> web.Response:
-    document = problems.problem(error, request.path)
-    return web.Response(status=document.status, body=problems.encode(document), content_type="application/problem+json")

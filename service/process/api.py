@@ -11,6 +11,7 @@ from service.api.app import make_app
 from service.api.server import make_runner
 from service.log.author import Author
 from service.nodes.lease import LastRenewals
+from service.process.access import make_door, measure_door
 from service.process.lifecycle import begin, operable
 from service.process.managers import global_view, manager_factory
 from service.process.parts import nats_check, the_log
@@ -25,19 +26,23 @@ async def run(settings: Settings) -> None:
     """Answer until told to stop. Raises: Misconfigured, LogUnavailable, LogMissing, LogDrifted."""
     assert settings.postgres_dsn is not None
     dsn = settings.postgres_dsn.reveal()
+    door = make_door(settings)
     told_to_stop = begin(settings, INSTANCE)
     await require_schema(dsn)
     async with the_log(settings, INSTANCE) as log, global_view(settings, log) as view:
         hubs = Hubs(log, manager_factory(settings, log, Author(), view))
         renewals = LastRenewals(log)
         reads = ReadModel(dsn, log.partitions)
-        runner = make_runner(make_app(reads, hubs, renewals.at_us, version=VERSION, origins=settings.allowed_origins))
+        runner = make_runner(make_app(reads, hubs, renewals.at_us, version=VERSION, door=door))
         checks = {"nats": nats_check(log), "postgres": postgres_check(dsn)}
         async with (
-            operable(settings, "api", INSTANCE, offset=ADMIN_OFFSET_API, told_to_stop=told_to_stop, checks=checks),
+            operable(
+                settings, "api", INSTANCE, offset=ADMIN_OFFSET_API, told_to_stop=told_to_stop, checks=checks
+            ) as metrics,
             _watching(renewals),
             listening(runner, settings.host, settings.api_port, setting="HUBLOG_API_PORT"),
         ):
+            measure_door(metrics, door)
             await told_to_stop.wait()
         await hubs.shutdown()
         await reads.close()

@@ -20,6 +20,7 @@ from service.gateway.tokens import KeyRing
 from service.log.author import Author
 from service.log.fenced import FencedLog
 from service.nodes.lease import Lease
+from service.process.access import make_door, measure_door
 from service.process.lifecycle import begin, operable
 from service.process.managers import global_view, manager_factory
 from service.process.parts import nats_check, the_log
@@ -36,6 +37,7 @@ _log = structlog.get_logger(__name__)
 async def run(settings: Settings, index: int) -> None:
     """Serve until told to stop. Raises: Misconfigured, LogUnavailable, LogMissing, LogDrifted."""
     node = settings.node_name(index)
+    door = make_door(settings)
     told_to_stop = begin(settings, node)
     port = settings.gateway_port + index
     async with the_log(settings, node) as log, global_view(settings, log) as view:
@@ -62,7 +64,7 @@ async def run(settings: Settings, index: int) -> None:
             ring=KeyRing.parse(settings.secrets.reveal()),
             session_ttl_us=int(settings.session_ttl_s * 1e6),
         )
-        server = GatewayServer(context, settings.allowed_origins)
+        server = GatewayServer(context, door)
         _obey(lease, server, dispatchers)
         checks = {"nats": nats_check(log), "lease": lambda: "suspended: not renewed" if lease.suspended() else None}
         async with (
@@ -71,6 +73,7 @@ async def run(settings: Settings, index: int) -> None:
             serving(server.app(), settings.host, port, setting="HUBLOG_GATEWAY_PORT"),
         ):
             _measure(metrics, server, dispatchers, lease)
+            measure_door(metrics, door)
             _calm_collector()
             await told_to_stop.wait()
             await server.drain(settings.drain_s)

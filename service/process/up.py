@@ -17,6 +17,7 @@ import msgspec
 from rich.console import Console
 
 from events.errors import Misconfigured
+from service.process.access import make_door
 from service.settings import ADMIN_OFFSET_API, ADMIN_OFFSET_PROJECTOR, Secret, Settings, child_environment
 from service.up.board import Board, Entry, write_processes
 from service.up.child import spawn
@@ -49,6 +50,8 @@ async def run(settings: Settings, *, gateways: int, restart: bool, console: Cons
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(sig, task.cancel)
+    if settings.auth == "jwt":
+        make_door(settings)  # a key that is none is said here, not in the logs of the children
     refuse_taken_ports(settings.host, ports(settings, gateways))
     data_dir = await DataDir.claim(settings.data_dir)
     try:
@@ -154,7 +157,7 @@ def _environment(settings: Settings, **more: str) -> dict[str, str]:
     assert settings.postgres_dsn is not None
     assert settings.secrets is not None
     return child_environment(
-        auth="none",
+        auth=settings.auth,
         nats_url=settings.nats_url.reveal(),
         postgres_dsn=settings.postgres_dsn.reveal(),
         secrets=settings.secrets.reveal(),
@@ -185,7 +188,9 @@ async def _migrate(settings: Settings, data_dir: DataDir) -> None:
 
 
 def _url(settings: Settings, port: int) -> str:
-    return f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
+    # "All addresses" is none that anybody could be sent to.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _gateway(settings: Settings, data_dir: DataDir, index: int, gateways: int) -> Unit:

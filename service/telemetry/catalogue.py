@@ -61,6 +61,13 @@ CATALOGUE: tuple[Declared, ...] = (
     _counter("hublog_calls_failed_total", GATEWAY, "Calls answered with an error."),
     _counter("hublog_slow_consumers_total", GATEWAY, "Connections cut because they did not read."),
     _counter("hublog_client_timeouts_total", GATEWAY, "Connections that fell silent."),
+    _counter(
+        "hublog_access_refused_total",
+        ("gateway", "api"),
+        "Requests refused at the door: by their token or their origin.",
+        code="of the error: `token_missing`, `token_invalid`, `token_expired`, `hub_forbidden`, `scope_missing`, "
+        "`origin_refused`",
+    ),
     # ------------------------------------------------------------------------ delivery
     _counter("hublog_deliveries_total", GATEWAY, "Messages written to connections."),
     _counter("hublog_delivery_holds_total", GATEWAY, "Times that delivery waited for the log."),

@@ -17,9 +17,12 @@ def configure_logging(level: str, *, process: str, stream: TextIO | None = None)
         _name_process(process),
     ]
     if output.isatty():
-        rendering: list[structlog.typing.Processor] = [structlog.dev.ConsoleRenderer()]
+        plain = structlog.dev.plain_traceback
+        rendering: list[structlog.typing.Processor] = [structlog.dev.ConsoleRenderer(exception_formatter=plain)]
     else:
-        rendering = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(sort_keys=False)]
+        # Without the values of variables, which structlog adds by default: among them are tokens and payloads.
+        traces = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+        rendering = [traces, structlog.processors.JSONRenderer(sort_keys=False)]
     numeric = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[*shared, *rendering],

@@ -34,7 +34,7 @@ def test_values_are_read_with_their_units() -> None:
 
 def test_every_mistake_is_named_at_once() -> None:
     found = mistakes(
-        {"HUBLOG_PARTITIONS": "0", "HUBLOG_MAX_AGE": "soon", "HUBLOG_HOST": "0.0.0.0", "HUBLOG_GATEWAYPORT": "1"}
+        {"HUBLOG_PARTITIONS": "0", "HUBLOG_MAX_AGE": "soon", "HUBLOG_HOST": "here", "HUBLOG_GATEWAYPORT": "1"}
     )
     assert [line.split()[0] for line in found] == [
         "HUBLOG_GATEWAYPORT",
@@ -42,8 +42,8 @@ def test_every_mistake_is_named_at_once() -> None:
         "HUBLOG_MAX_AGE",
         "HUBLOG_PARTITIONS",
         "HUBLOG_NATS_URL",
-        "HUBLOG_AUTH",
         "HUBLOG_SECRETS",
+        "HUBLOG_JWT_KEY",
     ]
     assert "did you mean HUBLOG_GATEWAY_PORT?" in found[0]
 
@@ -52,18 +52,20 @@ def test_every_mistake_is_named_at_once() -> None:
     ("role", "needed"),
     [
         ("up", set()),
-        ("gateway", {"HUBLOG_NATS_URL", "HUBLOG_AUTH", "HUBLOG_SECRETS"}),
-        ("projector", {"HUBLOG_NATS_URL", "HUBLOG_POSTGRES_DSN", "HUBLOG_AUTH"}),
-        ("api", {"HUBLOG_NATS_URL", "HUBLOG_POSTGRES_DSN", "HUBLOG_AUTH"}),
+        ("gateway", {"HUBLOG_NATS_URL", "HUBLOG_SECRETS", "HUBLOG_JWT_KEY"}),
+        ("projector", {"HUBLOG_NATS_URL", "HUBLOG_POSTGRES_DSN"}),
+        ("api", {"HUBLOG_NATS_URL", "HUBLOG_POSTGRES_DSN", "HUBLOG_JWT_KEY"}),
         ("migrate", {"HUBLOG_NATS_URL", "HUBLOG_POSTGRES_DSN"}),
         ("wait", {"HUBLOG_NATS_URL"}),
-        ("tail", {"HUBLOG_NATS_URL"}),
+        ("tail", set()),
+        ("token", set()),
     ],
 )
 def test_each_role_says_what_it_needs(role: str, needed: set[str]) -> None:
     missing = {line.split()[0] for line in mistakes({}, role)} if needed else set()
     assert missing == needed
-    Settings.read({name: value for name, value in COMPLETE.items() if name in needed}, role)
+    complete = {**SERVERS, "HUBLOG_SECRETS": KEY, "HUBLOG_JWT_KEY": KEY}
+    Settings.read({name: value for name, value in complete.items() if name in needed}, role)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
@@ -71,15 +73,64 @@ def test_loopback_is_served(host: str) -> None:
     assert Settings.read({**COMPLETE, "HUBLOG_HOST": host}, "gateway").host == host
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.com"])
-def test_beyond_loopback_is_refused(host: str) -> None:
-    assert mistakes({**COMPLETE, "HUBLOG_HOST": host})[0].startswith("HUBLOG_HOST must be a loopback address")
+@pytest.mark.parametrize("role", ["up", "gateway", "projector", "api"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2"])
+def test_nobody_listens_beyond_loopback_without_tokens_unless_told_twice(host: str, role: str) -> None:
+    told_once = {**COMPLETE, "HUBLOG_HOST": host}
+    (line,) = mistakes(told_once, role)
+    assert line.startswith(f"HUBLOG_AUTH is none and HUBLOG_HOST is {host}:")
+    twice = {**told_once, "HUBLOG_AUTH_NONE_BEYOND_LOOPBACK": "yes-i-know"}
+    assert Settings.read(twice, role).host == host
+    locked = {**told_once, "HUBLOG_AUTH": "jwt", "HUBLOG_JWT_KEY": KEY}
+    assert Settings.read(locked, role).auth == "jwt"
+
+
+def test_tokens_are_asked_for_by_default_but_for_up_on_loopback() -> None:
+    assert Settings.read({}, "up").auth == "none"
+    assert mistakes({"HUBLOG_HOST": "0.0.0.0"}, "up")[0].startswith("HUBLOG_JWT_KEY is not set: HUBLOG_AUTH is jwt")
+    told = {name: value for name, value in COMPLETE.items() if name != "HUBLOG_AUTH"}
+    assert mistakes(told)[0].startswith("HUBLOG_JWT_KEY is not set: HUBLOG_AUTH is jwt")
+    assert Settings.read({**told, "HUBLOG_JWT_KEY_FILE": "/nowhere"}, "gateway").auth == "jwt"
+
+
+def test_a_key_that_would_not_be_used_is_a_mistake() -> None:
+    (line,) = mistakes({"HUBLOG_JWT_KEY": KEY}, "up")
+    assert line.startswith("HUBLOG_JWT_KEY is set and HUBLOG_AUTH is not")
+    (line,) = mistakes({**COMPLETE, "HUBLOG_JWT_KEY": KEY, "HUBLOG_JWT_KEY_FILE": "/nowhere"})
+    assert line.startswith("HUBLOG_JWT_KEY and HUBLOG_JWT_KEY_FILE are both set")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "key", "wanted"),
+    [("HS256", "-----BEGIN PUBLIC KEY-----", "base64url"), ("RS256", KEY, "PEM"), ("EdDSA", KEY, "PEM")],
+)
+def test_a_key_of_another_algorithm_is_refused_without_being_shown(algorithm: str, key: str, wanted: str) -> None:
+    jwt = {"HUBLOG_AUTH": "jwt", "HUBLOG_JWT_ALGORITHM": algorithm, "HUBLOG_JWT_KEY": key}
+    (line,) = mistakes({**COMPLETE, **jwt})
+    assert line.startswith("HUBLOG_JWT_KEY must be")
+    assert wanted in line
+    assert key not in line
+
+
+@pytest.mark.parametrize("key", ["short", b64url(bytes(31)), f"{KEY},{b64url(bytes(31))}", KEY + "!", ""])
+def test_weak_keys_are_refused_without_being_shown(key: str) -> None:
+    (line,) = mistakes({**COMPLETE, "HUBLOG_AUTH": "jwt", "HUBLOG_JWT_KEY": key})
+    assert line.startswith("HUBLOG_JWT_KEY must be secrets of at least 32 bytes in base64url")
+    assert not key or key not in line
+
+
+def test_the_token_of_our_own_tools_is_no_setting_and_no_mistake() -> None:
+    assert "abc" not in repr(Settings.read({**COMPLETE, "HUBLOG_TOKEN": "abc"}, "gateway"))
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("HUBLOG_AUTH", "jwt"),
+        ("HUBLOG_AUTH", "basic"),
+        ("HUBLOG_AUTH_NONE_BEYOND_LOOPBACK", "yes"),
+        ("HUBLOG_HOST", "example.com"),
+        ("HUBLOG_JWT_ALGORITHM", "none"),
+        ("HUBLOG_JWT_AUDIENCE", "a b"),
         ("HUBLOG_NATS_SYNC", "never"),
         ("HUBLOG_GATEWAY_PORT", "tcp://10.0.0.1:8000"),
         ("HUBLOG_GATEWAY_PORT", "65536"),

@@ -11,6 +11,8 @@ from contextlib import AsyncExitStack
 import pytest
 import uvloop
 
+from service.access.door import Door
+from service.access.origins import Origins
 from service.admin import serving
 from service.delivery import repair
 from service.delivery.feed import Dispatcher
@@ -42,6 +44,7 @@ async def make_node(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeNode]:
             outbox_bytes_max: int = 1 << 20,
             outbox_age_s: float = 10.0,
             origins: tuple[str, ...] = (),
+            door: Door | None = None,
             factory: Callable[[GatedLog, Author], Factory] | None = None,
         ) -> Node:
             log, author = GatedLog(), Author()
@@ -59,7 +62,7 @@ async def make_node(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeNode]:
                 ring=ring,
                 session_ttl_us=1_800_000_000,
             )
-            server = GatewayServer(context, origins)
+            server = GatewayServer(context, door or Door(origins=Origins(origins, named_hosts=False)))
             for part in (repair.run(context.dispatchers[0]), server.tick()):
                 stack.push_async_callback(_stop, asyncio.ensure_future(part))
             port = await stack.enter_async_context(serving(server.app(), "127.0.0.1", 0, setting="-"))

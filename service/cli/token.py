@@ -1,0 +1,38 @@
+"""``hublog token``: options into claims. What a claim may be is ``service.access``'s to say."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import typer
+
+from events.errors import NotAdmitted
+from service.access.claims import SCOPES
+from service.process.access import mint
+from service.settings import TOKEN_TTL_MAX_S, Settings, whole_seconds
+
+TTL_MIN_S = 1
+
+
+def minted(*, user: str | None, hubs: Sequence[str], scopes: Sequence[str], ttl: str, meta: str | None) -> str:
+    """Raises: Misconfigured, typer.BadParameter."""
+    settings = Settings.from_environment("token")
+    if user is None and not scopes:
+        raise typer.BadParameter("without --user and without --scope it would be good for nothing")
+    for scope in scopes:
+        if scope not in SCOPES:
+            raise typer.BadParameter(f"{scope!r} is none of {', '.join(SCOPES)}", param_hint="--scope")
+    try:
+        ttl_s = whole_seconds(ttl, TTL_MIN_S, TOKEN_TTL_MAX_S)
+    except ValueError as exc:
+        raise typer.BadParameter(f"{ttl!r} is not {exc}", param_hint="--ttl") from exc
+    metadata: dict[str, Any] | None = None
+    if meta is not None:
+        try:
+            metadata = msgspec.json.decode(meta, type=dict[str, Any])
+        except msgspec.DecodeError as exc:
+            raise typer.BadParameter(f"not a JSON object: {exc}", param_hint="--meta") from exc
+    try:
+        return mint(settings, user=user, hubs=hubs, scopes=scopes, metadata=metadata, ttl_s=ttl_s)
+    except NotAdmitted as exc:
+        raise typer.BadParameter(exc.message) from exc
