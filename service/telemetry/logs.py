@@ -21,7 +21,9 @@ def configure_logging(level: str, *, process: str, stream: TextIO | None = None)
         rendering: list[structlog.typing.Processor] = [structlog.dev.ConsoleRenderer(exception_formatter=plain)]
     else:
         # Without the values of variables, which structlog adds by default: among them are tokens and payloads.
-        traces = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+        traces = structlog.processors.ExceptionRenderer(
+            structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        )
         rendering = [traces, structlog.processors.JSONRenderer(sort_keys=False)]
     numeric = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
