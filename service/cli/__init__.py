@@ -173,6 +173,38 @@ def token(
 
 
 @app.command(rich_help_panel=TOOLS)
+def probe(
+    gateway: Annotated[
+        list[str], typer.Option(help="Where clients connect; given twice, the session resumes on the second.")
+    ],
+    api: Annotated[str, typer.Option(help="Where the API is.")],
+    hub: Annotated[str, typer.Option(help="The hub to do it in.")] = "probe",
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="HUBLOG_TOKEN",
+            help="An access token for the hub, with both scopes. [minted where HUBLOG_JWT_KEY can sign]",
+        ),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for all of it.")] = 30,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object instead of lines.")] = False,
+) -> None:
+    """Try an install from outside: connect, join, send, resume on a second connection, ask the API, leave.
+
+    Speaks as any client does, so proxies, certificates and network policies on the way are tried too. `helm test` runs
+    it. Exits with 1 if anything is not as it should be.
+    """
+    from service.cli.probe import Probe, line, verdict
+    from service.cli.token import own_token
+
+    run = Probe(gateway, api, hub, token or own_token("probe", hub), lambda step: None if json else typer.echo(line(step)))
+    report = _run(run.run(timeout))
+    typer.echo(verdict(report, as_json=json))
+    if report.failed is not None:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=TOOLS)
 def settings(
     markdown: Annotated[bool, typer.Option("--markdown", help="As the table of the README.")] = False,
 ) -> None:
