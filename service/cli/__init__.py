@@ -197,7 +197,8 @@ def probe(
     from service.cli.probe import Probe, line, verdict
     from service.cli.token import own_token
 
-    run = Probe(gateway, api, hub, token or own_token("probe", hub), lambda step: None if json else typer.echo(line(step)))
+    shown = token or own_token("probe", hub)
+    run = Probe(gateway, api, hub, shown, lambda step: None if json else typer.echo(line(step)))
     report = _run(run.run(timeout))
     typer.echo(verdict(report, as_json=json))
     if report.failed is not None:
