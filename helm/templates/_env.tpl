@@ -18,8 +18,12 @@ needs, no more. A number goes through int: Go would write a large one as 1e+06.
 
 {{/* Where the log is, and how `migrate` makes it: the same for all, or a process refuses a log that drifted. */}}
 {{- define "hublog.env.log" -}}
+{{- if .Values.natscluster.enabled }}
+{{- include "hublog.env.pair" (dict "name" "HUBLOG_NATS_URL" "value" (include "hublog.natscluster.url" .)) }}
+{{- else }}
+{{- include "hublog.env.secret" (dict "name" "HUBLOG_NATS_URL" "secret" .Values.nats.existingSecret "key" .Values.nats.key) }}
+{{- end }}
 {{- with .Values }}
-{{- include "hublog.env.secret" (dict "name" "HUBLOG_NATS_URL" "secret" .nats.existingSecret "key" .nats.key) }}
 {{ include "hublog.env.pair" (dict "name" "HUBLOG_PARTITIONS" "value" (int .log.partitions)) }}
 {{ include "hublog.env.pair" (dict "name" "HUBLOG_MAX_AGE" "value" .log.maxAge) }}
 {{ include "hublog.env.pair" (dict "name" "HUBLOG_DUPLICATE_WINDOW" "value" .log.duplicateWindow) }}
@@ -41,7 +45,36 @@ needs, no more. A number goes through int: Go would write a large one as 1e+06.
 {{- end }}
 
 {{- define "hublog.env.auth" -}}
-{{ include "hublog.env.pair" (dict "name" "HUBLOG_AUTH" "value" .Values.auth.mode) }}
+{{- $auth := .Values.auth -}}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_AUTH" "value" $auth.mode) }}
+{{- if eq $auth.mode "none" }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_AUTH_NONE_BEYOND_LOOPBACK" "value" $auth.noneBeyondLoopback) }}
+{{- end }}
+{{- end }}
+
+{{/* How access tokens are known: for those whom clients show theirs, and for who mints one. */}}
+{{- define "hublog.env.jwt" -}}
+{{- if eq .Values.auth.mode "jwt" }}
+{{- with .Values.auth }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_JWT_ALGORITHM" "value" .algorithm) }}
+{{ include "hublog.env.secret" (dict "name" "HUBLOG_JWT_KEY" "secret" (include "hublog.jwtSecret" $) "key" .key) }}
+{{- with .issuer }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_JWT_ISSUER" "value" .) }}
+{{- end }}
+{{- with .audience }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_JWT_AUDIENCE" "value" .) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The probe is a client: it shows a token, its own where one is given, else one that it mints. */}}
+{{- define "hublog.env.probe" -}}
+{{- if .Values.probe.tokenSecret }}
+{{ include "hublog.env.secret" (dict "name" "HUBLOG_TOKEN" "secret" .Values.probe.tokenSecret "key" .Values.probe.tokenKey) }}
+{{- else }}
+{{- include "hublog.env.jwt" . }}
+{{- end }}
 {{- end }}
 
 {{- define "hublog.env.origins" -}}
@@ -74,6 +107,7 @@ needs, no more. A number goes through int: Go would write a large one as 1e+06.
       fieldPath: metadata.name
 {{ include "hublog.env.pair" (dict "name" "HUBLOG_GATEWAY_PORT" "value" (int $ports.public)) }}
 {{ include "hublog.env.pair" (dict "name" "HUBLOG_DRAIN" "value" (int .Values.gateway.drainSeconds)) }}
+{{- include "hublog.env.jwt" . }}
 {{- include "hublog.env.origins" . }}
 {{ include "hublog.env.sessionTtl" . }}
 {{- include "hublog.env.sessionManager" . }}
@@ -94,6 +128,7 @@ needs, no more. A number goes through int: Go would write a large one as 1e+06.
 {{ include "hublog.env.postgres" . }}
 {{ include "hublog.env.served" . }}
 {{ include "hublog.env.pair" (dict "name" "HUBLOG_API_PORT" "value" (int $ports.public)) }}
+{{- include "hublog.env.jwt" . }}
 {{- include "hublog.env.origins" . }}
 {{- include "hublog.env.sessionManager" . }}
 {{- end }}

@@ -66,3 +66,24 @@ projector: {admin: 8301}
 {{- define "hublog.newKey" -}}
 {{- randBytes 32 | replace "+" "-" | replace "/" "_" | trimSuffix "=" -}}
 {{- end }}
+
+{{- define "hublog.jwtSecret" -}}
+{{- default (printf "%s-keys" (include "hublog.fullname" .)) .Values.auth.existingSecret -}}
+{{- end }}
+
+{{/* The official chart below charts/natscluster, as "yes" or nothing: it is fetched apart, see Chart.yaml. */}}
+{{- define "hublog.natscluster.found" -}}
+{{- with .Subcharts -}}{{- with .natscluster -}}{{- with .Subcharts -}}{{- if .nats }}yes{{ end -}}{{- end -}}{{- end -}}{{- end -}}
+{{- end }}
+
+{{/* Its Service, by its own rule. Where it is missing, checks.yaml says so. */}}
+{{- define "hublog.natscluster.url" -}}
+{{- if include "hublog.natscluster.found" . -}}
+nats://{{ include "nats.fullname" .Subcharts.natscluster.Subcharts.nats }}:4222
+{{- end -}}
+{{- end }}
+
+{{- define "hublog.natscluster.selector" -}}
+app.kubernetes.io/name: nats
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}

@@ -78,6 +78,9 @@ topologySpreadConstraints:
 {{- define "hublog.pod.metadata" -}}
 labels:
   {{- include "hublog.labels" . | nindent 2 }}
+  {{- if .scraped }}
+  hublog/scraped: "true"
+  {{- end }}
 {{- with .values.podLabels }}
   {{- toYaml . | nindent 2 }}
 {{- end }}
