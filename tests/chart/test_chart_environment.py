@@ -19,6 +19,5 @@ def test_the_loader_accepts_what_the_chart_sets(role: str) -> None:
     ]
     told = environment(container, SECRETS, objects=objects)
     assert command_line(container) == ["python", "-m", "service", role]
-    # Until authentication exists the loader takes loopback only.
-    settings = Settings.read({**told, **({"HUBLOG_HOST": "127.0.0.1"} if "HUBLOG_HOST" in told else {})}, role)
+    settings = Settings.read(told, role)
     assert settings.partitions == 8
