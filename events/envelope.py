@@ -25,7 +25,7 @@ class Envelope(msgspec.Struct, frozen=True):
 
 
 class NewEvent(msgspec.Struct, frozen=True):
-    """An event on its way to the log: its id, and the encoded envelope."""
+    """An event on its way to the log: its id, the encoded envelope, and where it is traced what it belongs to."""
 
     id: EventId
     payload: bytes

@@ -8,6 +8,7 @@ neither the log's driver nor what a row means.
 import asyncio
 import random
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, LiteralString, NoReturn
 
 import psycopg
@@ -47,13 +48,17 @@ KEEPALIVE: dict[str, Any] = {
 _LOCK: LiteralString = "SELECT pg_try_advisory_lock(%s, %s)"
 _PARKED: LiteralString = "SELECT subject, count(*) FROM parked WHERE partition = %s GROUP BY subject"
 
+OnBatch = Callable[[Sequence[Recorded], int], None]
 State = Literal["starting", "standing_by", "leading", "retrying", "halted"]
 
 
 class Projector:
     """One partition's projector. Its attributes are for metrics: plain, and only ever written here."""
 
-    def __init__(self, dsn: str, source: Source, partition: int, *, log: Any = None) -> None:
+    def __init__(
+        self, dsn: str, source: Source, partition: int, *, log: Any = None, on_written: OnBatch | None = None
+    ) -> None:
+        """``on_written`` is called with the events of each transaction, and when that began (ns since 1970)."""
         self.partition = partition
         self.state: State = "starting"
         self.checkpoint: Checkpoint | None = None
@@ -65,6 +70,7 @@ class Projector:
         self.failures = 0  # times that Postgres or the log went away
         self.problem: str | None = None  # why it is retrying
         self.rate = 0.0  # events per second
+        self._on_written = on_written
         self._dsn = dsn
         self._source = source
         self._log = (log or structlog.get_logger(__name__)).bind(partition=partition)
@@ -171,12 +177,14 @@ class Projector:
             self._log.warning("projection.starts_late", first=first, lost=first - 1)
         return first - 1
 
-    def _written(self, at: Checkpoint, rows: Rows) -> None:
+    def _written(self, at: Checkpoint, rows: Rows, began_ns: int) -> None:
         self.checkpoint = at
         self.batches += 1
         self._count(len(rows.log))
         if rows.parked:
             self._note_parked(rows)
+        if self._on_written is not None:
+            self._on_written([row.event for row in rows.log], began_ns)
 
     def _note_parked(self, rows: Rows) -> None:
         """Say it loudly: once per subject, and not more often than a person can read."""

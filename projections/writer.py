@@ -1,10 +1,12 @@
 """Writes one batch after another, and folds the next while Postgres is busy with the one before.
 
-Owns what is parked, and the search for an event whose rows Postgres refuses. Knows neither the log nor the clock.
+Owns what is parked, and the search for an event whose rows Postgres refuses. Knows no log.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import msgspec
 import psycopg
@@ -15,9 +17,13 @@ from projections.checkpoint import Checkpoint, Connection
 from projections.fold import BEHIND, Rows, fold
 from projections.write import is_poison, refusal, store
 
+# (how far the rows are now, what was written, when its writing began: nanoseconds since 1970)
+OnWritten: TypeAlias = Callable[[Checkpoint, Rows, int], None]
+
 
 class _Batch(msgspec.Struct):
     events: Sequence[Recorded]
+    began_ns: int
     rows: Rows
     refolded: bool = False
 
@@ -34,7 +40,7 @@ class Writer:
         connection: Connection,
         at: Checkpoint,
         parked: set[str],
-        on_written: Callable[[Checkpoint, Rows], None],
+        on_written: OnWritten,
     ) -> None:
         self.at = at
         self.parked = parked
@@ -55,7 +61,7 @@ class Writer:
         await self.finish()
         if before is not None and before.refolded:
             rows = fold(events, self.parked, self._poison)
-        self._batch = _Batch(events, rows)
+        self._batch = _Batch(events, time.time_ns(), rows)
         self._busy = asyncio.create_task(self._write(self._batch))
         # Postgres is given its work before anything else is folded.
         await asyncio.sleep(0)
@@ -89,7 +95,7 @@ class Writer:
                 batch.refolded = True
                 continue
             self.parked |= batch.first_parked
-            self._on_written(self.at, batch.rows)
+            self._on_written(self.at, batch.rows, batch.began_ns)
             return
 
     async def _find_poison(self, events: Sequence[Recorded]) -> int:

@@ -208,6 +208,18 @@ def _origins(text: str) -> tuple[str, ...]:
     return origins
 
 
+def _endpoint(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
+        raise ValueError("http://… or https://…, without credentials (OTEL_EXPORTER_OTLP_HEADERS has them)")
+    return text
+
+
+def _ratio(text: str) -> float:
+    if not re.fullmatch(r"0|1|[01]?\.[0-9]{1,9}", text) or float(text) > 1:
+        raise ValueError("a number from 0 to 1")
+    return float(text)
+
+
 def _factory(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
         raise ValueError("package.module:factory")
@@ -407,6 +419,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["debug", "info", "warning", "error"],
         Variable("LOG_LEVEL", _one_of("debug", "info", "warning", "error"), "What is logged, and what is worse."),
     ] = "info"
+    otlp_endpoint: Annotated[
+        str | None,
+        Variable(
+            "OTLP_ENDPOINT",
+            _endpoint,
+            "Where traces go, by OTLP over HTTP (`/v1/traces` is added), e.g. `http://localhost:4318`. Without it none "
+            "are made. `OTEL_EXPORTER_OTLP_HEADERS` and the like, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*` hold, too.",
+        ),
+    ] = None
+    trace_ratio: Annotated[
+        float,
+        Variable(
+            "TRACE_RATIO",
+            _ratio,
+            "The share of commands that are traced, from 0 to 1. A client that sends a sampled `traceparent` is traced "
+            "in any case.",
+        ),
+    ] = 0.001
     session_manager: Annotated[
         str | None,
         Variable(

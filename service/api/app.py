@@ -13,6 +13,7 @@ from service.api.context import Api
 from service.api.ports import HubCommands, LastRenewal
 from service.api.routes import Table, get
 from service.api.server import BODY_BYTES_MAX, Dispatcher
+from service.telemetry.tracing import OFF, Tracing
 
 
 async def schema(api: Api) -> msgspec.Raw:
@@ -43,8 +44,15 @@ def make_app(
     version: str = "0",
     body_bytes_max: int = BODY_BYTES_MAX,
     door: Door | None = None,
+    tracing: Tracing = OFF,
 ) -> Dispatcher:
     """The whole API, for :func:`service.api.server.make_runner`. ``door``: who may ask and command."""
     table = make_table()
     document = msgspec.Raw(msgspec.json.encode(openapi.document(table, version)))
-    return Dispatcher(table, Api(reads, commands, last_renewal, document), body_bytes_max=body_bytes_max, door=door)
+    return Dispatcher(
+        table,
+        Api(reads, commands, last_renewal, document),
+        body_bytes_max=body_bytes_max,
+        door=door,
+        tracing=tracing,
+    )

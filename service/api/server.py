@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
+from events import trace
 from events.errors import (
     BadMessage,
     HublogError,
@@ -28,6 +29,7 @@ from service.access.claims import Claims
 from service.access.door import Door, may_ask
 from service.api.pages import acting
 from service.api.routes import POSITION_HEADER, Call, Reading, Table, query_pairs
+from service.telemetry.tracing import OFF, Span, Tracing, within
 
 BODY_BYTES_MAX = 64 * 1024
 BODY_S = 30.0
@@ -42,12 +44,19 @@ class Dispatcher:
     """From a request to its answer. ``api`` is handed to every handler; ``door``: who may ask, open if it is None."""
 
     def __init__(
-        self, table: Table, api: object, *, body_bytes_max: int = BODY_BYTES_MAX, door: Door | None = None
+        self,
+        table: Table,
+        api: object,
+        *,
+        body_bytes_max: int = BODY_BYTES_MAX,
+        door: Door | None = None,
+        tracing: Tracing = OFF,
     ) -> None:
         self._table = table
         self._api = api
         self._body_bytes_max = body_bytes_max
         self._door = door or Door()
+        self._tracing = tracing
         self.answered: dict[int, int] = {}  # by status, for whoever measures
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -57,6 +66,7 @@ class Dispatcher:
         claims: Claims | None = None
         answer: object = None
         error: HublogError | None = None
+        span: Span | None = None
         try:
             await _continue_if_expected(request)
             if request.method not in SAFE:  # a page cannot read the answers to the others
@@ -67,7 +77,12 @@ class Dispatcher:
             arguments = call.arguments(query, body)
             if claims is not None:
                 arguments = acting(arguments, claims.user)
-            answer = await call.route.handler(self._api, **arguments)
+            span = self._begin(request, call)
+            if span is None:
+                answer = await call.route.handler(self._api, **arguments)
+            else:
+                with within(span):
+                    answer = await call.route.handler(self._api, **arguments)
             response = answered(answer)
         except HublogError as exc:
             error = exc
@@ -77,6 +92,8 @@ class Dispatcher:
         if error is not None:
             self._door.refused(error, at="api")
             response = problem_response(error, path)
+        if span is not None:
+            span.end(error.code if error is not None else None)
         self.answered[response.status] = self.answered.get(response.status, 0) + 1
         if call is not None and request.method not in SAFE:
             log.info(
@@ -89,8 +106,19 @@ class Dispatcher:
                 status=response.status,
                 code=error.code if error is not None else None,
                 ms=round((time.monotonic() - started) * 1000, 1),
+                **_traced(span),
             )
         return response
+
+    def _begin(self, request: web.BaseRequest, call: Call) -> Span | None:
+        """A command may begin a trace, or belong to that of whoever sends it."""
+        if request.method in SAFE:
+            return None
+        traceparent = request.headers.get("traceparent")
+        if traceparent is None and not self._tracing.due():
+            return None
+        name = f"{request.method} {call.route.path}"
+        return self._tracing.command(name, traceparent, {f"hublog.{key}": value for key, value in call.params.items()})
 
     async def _read(self, request: web.BaseRequest) -> bytes:
         said = request.content_length
@@ -116,6 +144,10 @@ class Dispatcher:
         if claims is not None and scope is not None:
             may_ask(claims, call.params.get("hub"), scope)
         return claims
+
+
+def _traced(span: Span | None) -> dict[str, str]:
+    return {"trace_id": trace.trace_id(span.traceparent)} if span is not None else {}
 
 
 def answered(answer: object) -> web.Response:

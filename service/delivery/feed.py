@@ -19,8 +19,10 @@ import structlog
 from events import codec, session
 from events.errors import HublogError
 from events.ids import Position
+from events.trace import Traced
 from service.delivery.interest import Chain, Interest, Receiver
 from service.log.port import EventLog, LiveFeed
+from service.telemetry.tracing import OFF, Tracing
 
 BUFFER_MESSAGES_MAX = 50_000  # collected while held; beyond it the buffer is dropped and read from the log instead
 BUFFER_BYTES_MAX = 64 * 1024 * 1024
@@ -79,7 +81,7 @@ class Counters:
 class Dispatcher:
     """The delivery of one partition on one node."""
 
-    def __init__(self, partition: int, log: EventLog, feed: LiveFeed, encode: Encode) -> None:
+    def __init__(self, partition: int, log: EventLog, feed: LiveFeed, encode: Encode, tracing: Tracing = OFF) -> None:
         self.partition = partition
         self.log = log
         self.feed = feed
@@ -90,6 +92,7 @@ class Dispatcher:
         self.held_since_s = 0.0
         self.holds_until_s = math.inf  # until when the node's lease holds; beyond it nothing is delivered
         self._encode = encode
+        self._tracing = tracing
         self._prefix = str(Position(log.epoch, partition, 0))[:-1]
         # None: everything may have been missed. Else only these chains must be read.
         self.scope: set[Chain] | None = set()
@@ -116,7 +119,10 @@ class Dispatcher:
         chain.known = chain.last = sequence
         self.position = sequence
         if chain.members:
-            self.dispatch(chain, sequence, payload, 0)
+            if type(payload) is bytes:
+                self.dispatch(chain, sequence, payload, 0)
+            else:
+                self._dispatch_traced(chain, sequence, payload)
 
     def dispatch(self, chain: Chain, sequence: int, payload: bytes, stored_at_us: int) -> None:
         """Apply one event to the local connections. ``stored_at_us`` is 0 where the feed does not tell."""
@@ -142,6 +148,22 @@ class Dispatcher:
                 receiver.deliver(frame)
                 delivered += 1
         self.counters.deliveries += delivered
+
+    def _dispatch_traced(self, chain: Chain, sequence: int, payload: bytes) -> None:
+        """:meth:`dispatch` of an event whose trace is kept."""
+        span = None
+        if isinstance(payload, Traced):
+            span = self._tracing.child(
+                "deliver",
+                "consumer",
+                payload.traceparent,
+                {"hublog.subject": chain.subject, "hublog.sequence": sequence},
+            )
+        before = self.counters.deliveries
+        self.dispatch(chain, sequence, payload, 0)
+        if span is not None:
+            span.note("hublog.receivers", self.counters.deliveries - before)
+            span.end()
 
     def encode(self, kind: int, target: str, arguments: msgspec.Raw, sequence: int) -> bytes:
         """The frame of a call for one kind of wire."""

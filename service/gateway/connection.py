@@ -56,6 +56,7 @@ from service.log.commands import Known
 from service.log.fenced import BEGUN_UNDER
 from service.sessions.manager import Manager
 from service.sessions.registry import NewSession
+from service.telemetry.tracing import Attributes, Span, within
 
 CALLS_AT_ONCE_MAX = 256  # calls of one connection that are on their way to the log; beyond it we stop reading
 # What ends a connection detaches a resumable session under the same name, but for:
@@ -85,13 +86,15 @@ class Wire(Protocol):
 class WireOptions(msgspec.Struct, frozen=True):
     """How a client wants to be served. ``kind``: 0 plain, 1 positions as a last argument, 2 as ``hub.cursor`` notices.
 
-    ``token`` and ``cursor``: which session it wants to go on with, and what of it it has.
+    ``token`` and ``cursor``: which session it wants to go on with, and what of it it has. ``traceparent``: of the
+    request, unchecked.
     """
 
     resumable: bool = False
     kind: int = 0
     token: str | None = None
     cursor: str = ""
+    traceparent: str | None = None
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -178,7 +181,10 @@ class Connection:
 
     async def _handle(self, incoming: Incoming) -> None:
         if isinstance(incoming, InvocationReceived):
-            await self._call(incoming)
+            if incoming.traceparent is not None or self.context.tracing.due():
+                await self._call_traced(incoming)
+            else:
+                await self._call(incoming, None)
         elif isinstance(incoming, Refusal):
             self.context.counters.refused += 1
             if incoming.fatal:
@@ -187,28 +193,49 @@ class Connection:
             else:
                 self.outbox.write(text_frame(incoming.reply))
         elif isinstance(incoming, HandshakeReceived):
-            await self._open()
+            await self._open_traced()
         elif isinstance(incoming, CloseReceived):
             self._end("client")
 
-    async def _call(self, call: InvocationReceived) -> None:
-        """``hub.invoke`` goes out at once and is answered by the log; any other method waits for those before it."""
+    async def _call_traced(self, call: InvocationReceived) -> None:
+        name = METHODS.known(call.target)
+        span = self.context.tracing.command(name, call.traceparent, self._attributes())
+        if span is None:
+            await self._call(call, None)
+            return
+        with within(span):
+            await self._call(call, span)
+
+    async def _call(self, call: InvocationReceived, span: Span | None) -> None:
+        """``hub.invoke`` goes out at once and is answered by the log; any other method waits for those before it.
+
+        A ``span`` ends with the answer.
+        """
         try:
             if call.target == "hub.invoke":
                 if self._calls >= CALLS_AT_ONCE_MAX:
                     await self._calls_below(CALLS_AT_ONCE_MAX)
-                await invoke.submit(self, call)
+                await invoke.submit(self, call, span)
                 return
             method = METHODS.find(call.target)
             await self._calls_below(1)
             result = await method(self, call.arguments)
         except HublogError as error:
             self.answer_error(call.invocation_id, error)
+            if span is not None:
+                span.end(error.code)
         except Exception as exc:  # noqa: BLE001  a defect in one method stays with its caller
             _log.exception("method.failed", target=call.target[:64], session_id=self.session_id)
             self.answer_error(call.invocation_id, Internal(f"{call.target[:64]} failed: {type(exc).__name__}"))
+            if span is not None:
+                span.end(Internal.code)
         else:
             self.answer(call.invocation_id, result)
+            if span is not None:
+                span.end()
+
+    def _attributes(self) -> Attributes:
+        return {"hublog.hub": self.peer.hub, "hublog.session": self.session_id, "hublog.connection": self.id}
 
     # ---------------------------------------------------------------- answers
 
@@ -238,6 +265,19 @@ class Connection:
             self._idle = None
 
     # ---------------------------------------------------------------- the session
+
+    async def _open_traced(self) -> None:
+        """The request that connected may belong to a trace; the session's beginning does then, and what follows not."""
+        tracing, traceparent = self.context.tracing, self.peer.wire.traceparent
+        if traceparent is not None or tracing.due():
+            span = tracing.command("session.open", traceparent, self._attributes())
+            if span is not None:
+                with within(span):
+                    await self._open()
+                span.note("hublog.session", self.session_id)
+                span.end("ended" if self._ended else None)
+                return
+        await self._open()
 
     async def _open(self) -> None:
         """The session is heard, then opened; the handshake is answered when the log has it."""
@@ -482,7 +522,7 @@ class Connection:
         self.end(Hole("a message can no longer be delivered in order"), "hole", allow_reconnect=True)
 
 
-def wire_options(query: Mapping[str, str]) -> WireOptions:
+def wire_options(query: Mapping[str, str], traceparent: str | None = None) -> WireOptions:
     """What a client asks for when connecting. Raises: InvalidQuery."""
     asked = query.get("resumable", "0")
     kind = {"0": 0, "false": 0, "": 1, "1": 1, "true": 1, "notice": 2}.get(asked)
@@ -491,4 +531,4 @@ def wire_options(query: Mapping[str, str]) -> WireOptions:
     token = query.get("resume")
     if token is not None and kind == 0:
         raise InvalidQuery("resume goes with resumable=1 or resumable=notice")
-    return WireOptions(kind > 0, kind, token, query.get("cursor", ""))
+    return WireOptions(kind > 0, kind, token, query.get("cursor", ""), traceparent)

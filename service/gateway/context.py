@@ -16,6 +16,7 @@ from service.gateway.tokens import KeyRing
 from service.log.author import Author
 from service.sessions.coordinator import Coordinated, Coordinator
 from service.sessions.hubs import Hubs
+from service.telemetry.tracing import OFF, Tracing
 
 # Sessions that are opened or resumed at once: when thousands come back, those who are here already are served too.
 OPENINGS_AT_ONCE = 64
@@ -86,6 +87,7 @@ class GatewayContext:
         outbox_age_s: float,
         ring: KeyRing,
         session_ttl_us: int,
+        tracing: Tracing = OFF,
     ) -> None:
         self.node = node
         self.incarnation = incarnation
@@ -97,6 +99,7 @@ class GatewayContext:
         self.outbox_age_s = outbox_age_s
         self.ring = ring
         self.session_ttl_us = session_ttl_us
+        self.tracing = tracing
         self.handovers = [Handover(dispatcher) for dispatcher in dispatchers]
         self.coordinator: Coordinator[Connected] = Coordinator()
         self.admission = asyncio.Semaphore(OPENINGS_AT_ONCE)

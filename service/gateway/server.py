@@ -34,7 +34,7 @@ from service import problems
 from service.access.claims import METADATA_BYTES_MAX, Claims
 from service.access.door import Door, may_connect
 from service.gateway import negotiate, tokens
-from service.gateway.connection import Peer, wire_options
+from service.gateway.connection import Peer, WireOptions, wire_options
 from service.gateway.context import GatewayContext
 from service.gateway.transports import websocket
 
@@ -42,6 +42,7 @@ TICK_S = 1.0
 TICK_SLICES = 20  # one round over all connections is spread over this many turns, or it would be felt
 DRAIN_BATCH = 100
 CLOSINGS_GRACE_S = 5.0
+TRACEPARENT = "traceparent"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -117,7 +118,7 @@ class GatewayServer:
         if grant.connection in self._in_use:
             raise ConnectionInUse("the connection token is in use")
         until_s = claims.expires_at_s if claims is not None else math.inf
-        return Peer(hub, grant.connection, grant.user, grant.metadata, wire_options(request.query), until_s)
+        return Peer(hub, grant.connection, grant.user, grant.metadata, _options(request), until_s)
 
     def _peer(self, request: web.Request) -> Peer:
         """Who connects, where nothing was negotiated. Raises: InvalidName, InvalidQuery, NotAdmitted."""
@@ -128,13 +129,13 @@ class GatewayServer:
         user = query.get("user")
         if claims is None:
             named = parse_name(user, "user") if user is not None else None
-            return Peer(hub, connection, named, _metadata(query.get("meta")), wire_options(query))
+            return Peer(hub, connection, named, _metadata(query.get("meta")), _options(request))
         # Said and not heard would be worse: who believes to be ann would be somebody else.
         if user is not None and user != claims.user:
             raise InvalidQuery("the user is the token's; leave out user")
         if "meta" in query:
             raise InvalidQuery("the metadata is the token's claim `meta`; leave out meta")
-        return Peer(hub, connection, claims.user, claims.metadata, wire_options(query), claims.expires_at_s)
+        return Peer(hub, connection, claims.user, claims.metadata, _options(request), claims.expires_at_s)
 
     def _admit(self, request: web.Request, hub: HubName) -> Claims | None:
         """What the token says, None where none is asked for. Raises: NotAdmitted in one of its forms."""
@@ -219,6 +220,11 @@ class GatewayServer:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311  jitter is no secret
         given_up = await self.context.closings.finish(max(drain_s / 2, CLOSINGS_GRACE_S))
         _log.info("gateway.drained", connections=len(connections), sessions_left_open=given_up)
+
+
+def _options(request: web.Request) -> WireOptions:
+    """Raises: InvalidQuery."""
+    return wire_options(request.query, request.headers.get(TRACEPARENT))
 
 
 def _user(peer: Peer) -> UserId | None:

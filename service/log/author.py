@@ -11,6 +11,7 @@ import uuid_utils
 from events import codec
 from events.envelope import NewEvent
 from events.ids import EventId, SessionId, session_id
+from service.telemetry.tracing import CURRENT
 
 
 def wall_clock_us() -> int:
@@ -56,7 +57,7 @@ class Author:
         correlation: str | None = None,
         causation: str | None = None,
     ) -> NewEvent:
-        """``event`` as the log takes it; a new id unless one is given."""
+        """``event`` as the log takes it, in the trace of the running task; a new id unless one is given."""
         return codec.encode(
             event,
             id=event_id or self.new_id(),
@@ -64,4 +65,5 @@ class Author:
             actor=actor,
             correlation=correlation,
             causation=causation,
+            traceparent=CURRENT.get(),
         )

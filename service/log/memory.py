@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 import structlog
 
+from events import trace
 from events.envelope import NewEvent, Recorded
 from events.errors import Conflict, HublogError, KeyReused, LogRegressed, LogUnavailable, PayloadTooLarge
 from events.ids import Epoch
@@ -118,7 +119,10 @@ class MemoryEventLog:
         part = self._partitions[partition_of(subject)]
         before = part.last_of(subject)
         sequence = part.last + 1
-        headers = f"NATS/1.0\r\nNats-Msg-Id: {event.id}\r\n\r\n".encode()
+        payload, traced = event.payload, ""
+        if event.traceparent is not None and trace.valid(event.traceparent):
+            payload, traced = trace.Traced(payload, event.traceparent), trace.header(event.traceparent)
+        headers = f"NATS/1.0\r\nNats-Msg-Id: {event.id}\r\n{traced}\r\n".encode()
         part.events.append(Recorded(subject, sequence, self._now_us(), event.payload, headers))
         part.by_subject.setdefault(subject, []).append(sequence)
         part.by_id[event.id] = sequence
@@ -129,7 +133,7 @@ class MemoryEventLog:
             previous = before.sequence if before is not None else 0
             # As on a server, only those who had subscribed by now will hear of it.
             heard = [subscription for subscription in self.subscriptions if matches(subscription.subject, subject)]
-            asyncio.get_running_loop().call_soon(self._hear, heard, subject, sequence, previous, event.payload)
+            asyncio.get_running_loop().call_soon(self._hear, heard, subject, sequence, previous, payload)
         return sequence
 
     def _hear(self, heard: list["_Subscription"], subject: str, sequence: int, previous: int, payload: bytes) -> None:

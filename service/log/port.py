@@ -28,6 +28,7 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
 
 Done = Callable[[Stored | HublogError], None]
 # (subject in the ev. form, sequence, previous sequence on that subject or 0, payload). Called synchronously, in order.
+# The payload of a traced event is an ``events.trace.Traced``.
 OnMessage = Callable[[str, int, int, bytes], None]
 
 

@@ -16,6 +16,7 @@ from service.process.lifecycle import begin, operable
 from service.process.managers import global_view, manager_factory
 from service.process.parts import nats_check, the_log
 from service.process.schema import postgres_check, require_schema
+from service.process.tracing import traced
 from service.sessions.hubs import Hubs
 from service.settings import ADMIN_OFFSET_API, Settings
 
@@ -29,11 +30,15 @@ async def run(settings: Settings) -> None:
     door = make_door(settings)
     told_to_stop = begin(settings, INSTANCE)
     await require_schema(dsn)
-    async with the_log(settings, INSTANCE) as log, global_view(settings, log) as view:
+    async with (
+        traced(settings, "api", INSTANCE) as traces,
+        the_log(settings, INSTANCE, traces.tracing) as log,
+        global_view(settings, log) as view,
+    ):
         hubs = Hubs(log, manager_factory(settings, log, Author(), view))
         renewals = LastRenewals(log)
         reads = ReadModel(dsn, log.partitions)
-        runner = make_runner(make_app(reads, hubs, renewals.at_us, version=VERSION, door=door))
+        runner = make_runner(make_app(reads, hubs, renewals.at_us, version=VERSION, door=door, tracing=traces.tracing))
         checks = {"nats": nats_check(log), "postgres": postgres_check(dsn)}
         async with (
             operable(
@@ -43,6 +48,7 @@ async def run(settings: Settings) -> None:
             listening(runner, settings.host, settings.api_port, setting="HUBLOG_API_PORT"),
         ):
             measure_door(metrics, door)
+            traces.measure(metrics)
             await told_to_stop.wait()
         await hubs.shutdown()
         await reads.close()

@@ -24,6 +24,7 @@ from service.process.access import make_door, measure_door
 from service.process.lifecycle import begin, operable
 from service.process.managers import global_view, manager_factory
 from service.process.parts import nats_check, the_log
+from service.process.tracing import traced
 from service.sessions.hubs import Hubs
 from service.settings import Settings
 from service.telemetry import Metrics
@@ -40,13 +41,17 @@ async def run(settings: Settings, index: int) -> None:
     door = make_door(settings)
     told_to_stop = begin(settings, node)
     port = settings.gateway_port + index
-    async with the_log(settings, node) as log, global_view(settings, log) as view:
+    async with (
+        traced(settings, "gateway", node) as traces,
+        the_log(settings, node, traces.tracing) as log,
+        global_view(settings, log) as view,
+    ):
         author = Author()
         lease = Lease(node, VERSION, f"http://{settings.host}:{port}", log, log, author)
         fenced = FencedLog(log, lease.suspended, lambda: lease.incarnation)
         hubs = Hubs(fenced, manager_factory(settings, fenced, author, view))
         assert settings.secrets is not None
-        dispatchers = [Dispatcher(number, log, log, encode) for number in range(log.partitions)]
+        dispatchers = [Dispatcher(number, log, log, encode, traces.tracing) for number in range(log.partitions)]
         context = GatewayContext(
             node=node,
             incarnation=lease.incarnation,
@@ -63,6 +68,7 @@ async def run(settings: Settings, index: int) -> None:
             outbox_age_s=settings.outbox_age_s,
             ring=KeyRing.parse(settings.secrets.reveal()),
             session_ttl_us=int(settings.session_ttl_s * 1e6),
+            tracing=traces.tracing,
         )
         server = GatewayServer(context, door)
         _obey(lease, server, dispatchers)
@@ -74,6 +80,7 @@ async def run(settings: Settings, index: int) -> None:
         ):
             _measure(metrics, server, dispatchers, lease)
             measure_door(metrics, door)
+            traces.measure(metrics)
             _calm_collector()
             await told_to_stop.wait()
             await server.drain(settings.drain_s)

@@ -7,10 +7,10 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 
 import structlog
 
+from service import VERSION
 from service.admin import Check, admin_app, serving
 from service.settings import Settings
 from service.telemetry import Metrics, configure_logging
@@ -49,7 +49,7 @@ async def operable(
 ) -> AsyncIterator[Metrics]:
     """Metrics and the admin port at base + ``offset``, until left. Raises: Misconfigured."""
     metrics = Metrics(role)
-    labels = {"process": instance, "version": version("hublog-service")}
+    labels = {"process": instance, "version": VERSION}
     metrics.gauge("hublog_build_info", lambda: [(labels, 1)])
     app = admin_app(metrics, {**checks, "draining": lambda: "told to stop" if told_to_stop.is_set() else None})
     try:

@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager
 from service.admin import Check
 from service.log.jetstream import JetStreamLog, jetstream_log
 from service.settings import Settings
+from service.telemetry.tracing import OFF, Tracing
 
 
 @asynccontextmanager
-async def the_log(settings: Settings, name: str) -> AsyncIterator[JetStreamLog]:
+async def the_log(settings: Settings, name: str, tracing: Tracing = OFF) -> AsyncIterator[JetStreamLog]:
     """The log as ``hublog migrate`` made it. Raises: LogUnavailable, LogMissing, LogDrifted."""
     assert settings.nats_url is not None
     log = await jetstream_log(
@@ -19,6 +20,7 @@ async def the_log(settings: Settings, name: str) -> AsyncIterator[JetStreamLog]:
         max_age_s=settings.max_age_s,
         duplicate_window_s=settings.duplicate_window_s,
         replicas=settings.nats_replicas,
+        tracing=tracing,
     )
     try:
         yield log

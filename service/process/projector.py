@@ -5,10 +5,12 @@ import asyncio
 from events.errors import LogDamaged
 from projections.runner import Projector
 from service.admin import Check
+from service.process.batches import Batches
 from service.process.lifecycle import begin, operable
 from service.process.parts import nats_check, the_log
 from service.process.schema import postgres_check, require_schema
 from service.process.sweeping import Sweeping
+from service.process.tracing import traced
 from service.settings import ADMIN_OFFSET_PROJECTOR, Settings
 from service.telemetry import Metrics
 
@@ -21,8 +23,12 @@ async def run(settings: Settings) -> None:
     dsn = settings.postgres_dsn.reveal()
     told_to_stop = begin(settings, INSTANCE)
     await require_schema(dsn)
-    async with the_log(settings, INSTANCE) as log:
-        projectors = [Projector(dsn, log, number) for number in range(log.partitions)]
+    async with (
+        traced(settings, "projector", INSTANCE) as traces,
+        the_log(settings, INSTANCE, traces.tracing) as log,
+    ):
+        batches = [Batches(number, traces.tracing) for number in range(log.partitions)]
+        projectors = [Projector(dsn, log, one.partition, on_written=one.written) for one in batches]
         sweeping = Sweeping(settings, log, projectors, dsn)
         checks = {
             "nats": nats_check(log),
@@ -41,7 +47,8 @@ async def run(settings: Settings) -> None:
                 checks=checks,
             ) as metrics,
         ):
-            _measure(metrics, projectors)
+            _measure(metrics, projectors, batches)
+            traces.measure(metrics)
             sweeping.measure(metrics)
             tasks = [group.create_task(_project(projector)) for projector in projectors]
             tasks += [group.create_task(job) for job in sweeping.jobs()]
@@ -69,12 +76,17 @@ def _check(projector: Projector) -> Check:
     return check
 
 
-def _measure(metrics: Metrics, projectors: list[Projector]) -> None:
+def _by(one: Batches) -> dict[str, str]:
+    return {"partition": str(one.partition)}
+
+
+def _measure(metrics: Metrics, projectors: list[Projector], batches: list[Batches]) -> None:
     """Numbers that are kept anyway, made readable."""
     labels = [(projector, {"partition": str(projector.partition)}) for projector in projectors]
     metrics.gauge("hublog_projection_lag_events", lambda: [(by, p.lag) for p, by in labels])
     metrics.gauge("hublog_projection_leading", lambda: [(by, int(p.state == "leading")) for p, by in labels])
     metrics.gauge("hublog_projection_parked_events", lambda: [(by, p.parked) for p, by in labels])
+    metrics.histogram("hublog_projection_delay_seconds", lambda: [(_by(one), one.delay) for one in batches])
     metrics.counter("hublog_projection_events_total", lambda: [(by, p.events) for p, by in labels])
     metrics.counter("hublog_projection_batches_total", lambda: [(by, p.batches) for p, by in labels])
     metrics.counter("hublog_projection_interruptions_total", lambda: [(by, p.failures) for p, by in labels])

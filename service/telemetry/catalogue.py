@@ -86,6 +86,12 @@ CATALOGUE: tuple[Declared, ...] = (
     _counter(
         "hublog_projection_interruptions_total", PROJECTOR, "Times that Postgres or the log went away.", **PARTITION
     ),
+    _histogram(
+        "hublog_projection_delay_seconds",
+        PROJECTOR,
+        "From an event's storing to its rows being there, of the oldest event of each transaction; by two clocks.",
+        **PARTITION,
+    ),
     # ------------------------------------------------------------------------ sweeping and judging
     _gauge(
         "hublog_sweeper_age_seconds",
@@ -102,6 +108,10 @@ CATALOGUE: tuple[Declared, ...] = (
     ),
     _gauge("hublog_leases_age_seconds", PROJECTOR, "Since all leases were last seen."),
     _counter("hublog_nodes_lost_total", PROJECTOR, "Incarnations of nodes judged lost here."),
+    # ------------------------------------------------------------------------ traces
+    _counter("hublog_spans_exported_total", EVERY, "Spans that the collector has taken."),
+    _counter("hublog_spans_lost_total", EVERY, "Spans that it was sent and did not take."),
+    _counter("hublog_traces_refused_total", EVERY, "Traces that clients asked for beyond 100 a second."),
 )
 
 

@@ -6,6 +6,9 @@ from typing import TextIO
 
 import structlog
 
+from events import trace
+from service.telemetry.tracing import CURRENT
+
 
 def configure_logging(level: str, *, process: str, stream: TextIO | None = None) -> None:
     """From here on ``structlog.get_logger()`` and ``logging`` write to ``stream`` (standard error), one line each."""
@@ -15,6 +18,7 @@ def configure_logging(level: str, *, process: str, stream: TextIO | None = None)
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
         _name_process(process),
+        _name_trace,
     ]
     if output.isatty():
         plain = structlog.dev.plain_traceback
@@ -43,6 +47,16 @@ def configure_logging(level: str, *, process: str, stream: TextIO | None = None)
     logging.basicConfig(level=max(numeric, logging.WARNING), handlers=[handler], force=True)
     # It tells of every attempt while Postgres is away; whoever asked says it once.
     logging.getLogger("psycopg").setLevel(logging.ERROR)
+    # Likewise while the collector of traces is away.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+
+
+def _name_trace(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """What is said within a traced command names its trace."""
+    traceparent = CURRENT.get()
+    if traceparent is not None:
+        event["trace_id"] = trace.trace_id(traceparent)
+    return event
 
 
 def _name_process(process: str) -> structlog.typing.Processor:

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from events import subjects
+from events import subjects, trace
 from events.envelope import Recorded
 from events.errors import Conflict, HublogError, KeyReused, LogRegressed, LogUnavailable, PayloadTooLarge
 from events.ids import HubName, is_epoch
+from events.trace import Traced
 from service.log.memory import matches
 from service.log.port import APPEND_EVENTS_MAX, EventLog, LiveFeed, Stored
 from service.up.nats_server import NatsServer
@@ -505,3 +506,21 @@ async def test_leases_keep_the_last_value_and_its_time(bench: Bench) -> None:
     assert {key: value for key, (value, _) in found.items()} == {"node.1": b"b", "ünï *": b"x"}
     assert await bench.log.lease_get("node.1") == found["node.1"]
     assert all(now >= before for before, now in pairwise(at_us for _, at_us in (found["ünï *"], found["node.1"])))
+
+
+# -- traces
+
+
+async def test_a_trace_context_stays_with_its_event_stored_and_live(bench: Bench) -> None:
+    names, heard = hub(), []
+    context = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    bench.log.subscribe(names.all(), lambda _subject, _sequence, _previous, payload: heard.append(payload))
+    header = b"\r\ntraceparent: " + context.encode()
+    for written in (event(b"a", traceparent=context), event(header), event(b"c", traceparent="no context")):
+        await bench.log.publish(names.all(), written)
+    await until(lambda: len(heard) == 3)
+    assert heard == [b"a", header, b"c"]
+    assert [getattr(payload, "traceparent", None) for payload in heard] == [context, None, None]
+    assert [type(payload) for payload in heard] == [Traced, bytes, bytes]
+    stored = [trace.of(one.headers) async for one in bench.log.read(names.all(), 1, 3)]
+    assert stored == [context, None, None]

@@ -11,6 +11,7 @@ from events.selector import Selector
 from service.gateway.methods.caller import Caller
 from service.gateway.signalr.messages import InvocationReceived
 from service.sessions.router import Call, Outcome
+from service.telemetry.tracing import Span
 
 
 class _Options(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -29,8 +30,11 @@ _arguments = msgspec.json.Decoder(_Arguments)
 _encode = msgspec.json.Encoder().encode
 
 
-async def submit(caller: Caller, call: InvocationReceived) -> None:
-    """Send the call on its way; wait only for what its order needs. Raises: HublogError where nothing was sent."""
+async def submit(caller: Caller, call: InvocationReceived, span: Span | None = None) -> None:
+    """Send the call on its way; wait only for what its order needs. ``span`` ends with its answer.
+
+    Raises: HublogError where nothing was sent.
+    """
     asked = _read(call.arguments)
     manager = caller.manager
     assert manager is not None, "methods are called on open sessions only"
@@ -42,6 +46,8 @@ async def submit(caller: Caller, call: InvocationReceived) -> None:
             caller.answer_error(invocation_id, outcome)
         else:
             caller.answer(invocation_id, _encode(outcome))
+        if span is not None:
+            _tell(span, outcome)
 
     options = asked.options
     request = Call(
@@ -62,6 +68,15 @@ async def submit(caller: Caller, call: InvocationReceived) -> None:
         raise
     if first is not None:
         await first
+
+
+def _tell(span: Span, outcome: Outcome | HublogError) -> None:
+    if isinstance(outcome, HublogError):
+        span.end(outcome.code)
+        return
+    span.note("hublog.invocation", outcome.invocation_id)
+    span.note("hublog.outcome", outcome.outcome)
+    span.end()
 
 
 def _read(raw: bytes) -> _Arguments:

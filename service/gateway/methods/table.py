@@ -123,6 +123,10 @@ class _Methods:
     def __init__(self, by_name: dict[str, Method]) -> None:
         self._by_name = by_name
 
+    def known(self, target: str) -> str:
+        """The name of a method, for whoever groups by it: whatever else was called is one."""
+        return target if target in self._by_name or target == "hub.invoke" else "unknown"
+
     def find(self, target: str) -> Method:
         """Raises: MethodNotFound."""
         method = self._by_name.get(target)

@@ -39,6 +39,13 @@ class _Wire(msgspec.Struct, gc=False):
     streamIds: list[str] | None = None  # noqa: N815
     result: msgspec.Raw = msgspec.Raw(b"")
     error: str | None = None
+    headers: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _Headers(msgspec.Struct, gc=False):
+    """Of all that a call's headers may say, what is listened to."""
+
+    traceparent: str | None = None
 
 
 class _Peek(msgspec.Struct, gc=False):
@@ -55,6 +62,7 @@ class _Handshake(msgspec.Struct, gc=False):
 
 _decode = msgspec.json.Decoder(_Wire).decode
 _peek = msgspec.json.Decoder(_Peek).decode
+_decode_headers = msgspec.json.Decoder(_Headers).decode
 _decode_handshake = msgspec.json.Decoder(_Handshake).decode
 
 # RecursionError: msgspec's own answer to arrays nested hundreds deep.
@@ -166,7 +174,16 @@ def _invocation(wire: _Wire) -> InvocationReceived:
         raise _refused(wire, InvalidArguments("the arguments are not an array"))
     if wire.streamIds:
         raise _refused(wire, NotAvailable("uploads by stream are not available"))
-    return InvocationReceived(wire.invocationId, wire.target, arguments)
+    traceparent = _traceparent(wire.headers) if len(wire.headers) else None
+    return InvocationReceived(wire.invocationId, wire.target, arguments, traceparent)
+
+
+def _traceparent(headers: msgspec.Raw) -> str | None:
+    """What headers say beside it, or where they are none, was never looked at; it does not begin to matter here."""
+    try:
+        return _decode_headers(headers).traceparent
+    except _UNREADABLE:
+        return None
 
 
 def _completion(wire: _Wire) -> CompletionReceived:

@@ -17,11 +17,15 @@ class HandshakeReceived(msgspec.Struct, frozen=True, gc=False):
 
 
 class InvocationReceived(msgspec.Struct, frozen=True, gc=False):
-    """A call. Without ``invocation_id`` no answer is wanted. ``arguments`` is one JSON array in valid UTF-8."""
+    """A call. Without ``invocation_id`` no answer is wanted. ``arguments`` is one JSON array in valid UTF-8.
+
+    ``traceparent``: what its headers say, unchecked.
+    """
 
     invocation_id: str | None
     target: str
     arguments: bytes
+    traceparent: str | None = None
 
 
 class CompletionReceived(msgspec.Struct, frozen=True, gc=False):

@@ -15,6 +15,7 @@ from service.log.jetstream.feed import Feed
 from service.log.jetstream.read import Reader
 from service.log.jetstream.replies import Replies
 from service.log.port import Done, OnMessage, Stored
+from service.telemetry.tracing import OFF, Tracing
 
 __all__ = ["JetStreamLog", "jetstream_log", "migrate_log"]
 
@@ -24,13 +25,15 @@ CLOSE_DEADLINE_S = 5.0
 class JetStreamLog:
     """``EventLog``, ``LiveFeed`` and the bucket of leases over one connection. Made by :func:`jetstream_log`."""
 
-    def __init__(self, client: SyncClient, replies: Replies, epoch: Epoch, shape: streams.Shape) -> None:
+    def __init__(
+        self, client: SyncClient, replies: Replies, epoch: Epoch, shape: streams.Shape, tracing: Tracing = OFF
+    ) -> None:
         self._client = client
         self._replies = replies
         self._epoch = epoch
         self._shape = shape
         self._reader = Reader(client, replies, shape.replicas)
-        self._writer = Writer(client, replies, self._reader, shape.partitions)
+        self._writer = Writer(client, replies, self._reader, shape.partitions, tracing)
         self._feed = Feed(client)
         self._leases = streams.Leases(replies, self._reader)
 
@@ -115,11 +118,12 @@ async def jetstream_log(
     duplicate_window_s: int = streams.DUPLICATE_WINDOW_S,
     replicas: int = 1,
     deadline_s: float = 10.0,
+    tracing: Tracing = OFF,
 ) -> JetStreamLog:
     """Connect, and compare what is there with its definition.
 
     ``url``: one or several servers, comma-separated, credentials in it. ``name``: what the server calls this
-    connection.
+    connection. ``tracing``: makes the spans of writes.
 
     Raises: LogUnavailable (no connection by the deadline), LogMissing, LogDrifted.
     """
@@ -137,7 +141,7 @@ async def jetstream_log(
     except BaseException:
         await client.close()
         raise
-    return JetStreamLog(client, replies, epoch, shape)
+    return JetStreamLog(client, replies, epoch, shape, tracing)
 
 
 async def migrate_log(

@@ -3,10 +3,9 @@
 Owns the codes of the server and what each means to a caller. Unknown ones are never success.
 """
 
-import re
-
 import msgspec
 
+from events import trace
 from events.envelope import NewEvent
 from events.errors import HublogError, Internal, LogFull, PayloadTooLarge
 from service.log.jetstream.replies import ApiError
@@ -18,8 +17,6 @@ STORE_FAILED = 10077
 TOO_LARGE = 10054
 SUBJECT_IN_FLIGHT, ID_IN_FLIGHT = 10164, 10158
 NOT_NOW = {10008, 10167, 10210, SUBJECT_IN_FLIGHT, ID_IN_FLIGHT}  # nothing stored; the same again, a little later
-
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Ack(msgspec.Struct, frozen=True, gc=False):
@@ -36,8 +33,8 @@ acks = msgspec.json.Decoder(Ack)
 
 def header_block(event: NewEvent, extra: str = "") -> bytes:
     """The raw headers of one event. A trace context that is none is left out, as its specification says."""
-    if event.traceparent is not None and _TRACEPARENT.fullmatch(event.traceparent):
-        extra = f"traceparent: {event.traceparent}\r\n{extra}"
+    if event.traceparent is not None and trace.valid(event.traceparent):
+        extra = trace.header(event.traceparent) + extra
     return f"NATS/1.0\r\nNats-Msg-Id: {event.id}\r\n{extra}\r\n".encode()
 
 

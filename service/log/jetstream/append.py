@@ -33,6 +33,7 @@ from service.log.jetstream.lane import BACKOFF_FIRST_S, BACKOFF_MAX_S, Lane, Wri
 from service.log.jetstream.read import Reader
 from service.log.jetstream.replies import NO_RESPONDERS, ApiError, Replies
 from service.log.port import APPEND_EVENTS_MAX, CONDITIONAL_DEADLINE_S, Done, Stored, must_be
+from service.telemetry.tracing import OFF, Tracing
 
 CONDITIONAL_WAIT_S = 1.5  # an answer later than this is taken for lost
 TICK_S = 0.25
@@ -66,10 +67,13 @@ class _Question:
 class Writer:
     """All writing of one connection."""
 
-    def __init__(self, client: SyncClient, replies: Replies, reader: Reader, partitions: int) -> None:
+    def __init__(
+        self, client: SyncClient, replies: Replies, reader: Reader, partitions: int, tracing: Tracing = OFF
+    ) -> None:
         self._client = client
         self._replies = replies
         self._reader = reader
+        self._tracing = tracing
         self._lanes = [Lane(client, replies) for _ in range(partitions)]
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -80,6 +84,8 @@ class Writer:
     def submit(self, subject: str, event: NewEvent, done: Done) -> None:
         """See ``EventLog.submit``. ``done`` is never called from inside."""
         must_be(subject, conditional=False)
+        if event.traceparent is not None:
+            event, done = self._traced(subject, event, done)
         loop = asyncio.get_running_loop()
         if self._closed or not self._client.connected:
             loop.call_soon(done, LogUnavailable("there is no connection to NATS; nothing was sent"))
@@ -105,6 +111,23 @@ class Writer:
 
         self.submit(subject, event, done)
         return await future
+
+    def _traced(self, subject: str, event: NewEvent, done: Done) -> tuple[NewEvent, Done]:
+        """The same write as a span: what becomes of the event anywhere is its child."""
+        assert event.traceparent is not None
+        span = self._tracing.child("append", "producer", event.traceparent, {"hublog.subject": subject})
+        if span is None:
+            return event, done
+
+        def told(outcome: Stored | HublogError) -> None:
+            if isinstance(outcome, Stored):
+                span.note("hublog.sequence", outcome.sequence)
+                span.end()
+            else:
+                span.end(outcome.code)
+            done(outcome)
+
+        return msgspec.structs.replace(event, traceparent=span.traceparent), told
 
     def _tick(self) -> None:
         self._timer = None
@@ -133,11 +156,31 @@ class Writer:
             raise ValueError(f"1 to {APPEND_EVENTS_MAX} events in one append, got {len(events)}")
         self._appending += 1
         try:
-            return await self._append(subject, events, expected)
+            if events[0].traceparent is None:
+                return await self._append(subject, events, expected)
+            return await self._append_traced(subject, events, expected, events[0].traceparent)
         finally:
             self._appending -= 1
             if self._appending == 0:
                 self._idle.set()
+
+    async def _append_traced(self, subject: str, events: Sequence[NewEvent], expected: int, traceparent: str) -> int:
+        span = self._tracing.child("append", "producer", traceparent, {"hublog.subject": subject})
+        if span is None:
+            return await self._append(subject, events, expected)
+        code: str | None = Internal.code
+        try:
+            events = [msgspec.structs.replace(event, traceparent=span.traceparent) for event in events]
+            sequence = await self._append(subject, events, expected)
+            span.note("hublog.sequence", sequence)
+            code = None
+        except HublogError as error:
+            code = error.code
+            raise
+        else:
+            return sequence
+        finally:
+            span.end(code)
 
     async def _append(self, subject: str, events: Sequence[NewEvent], expected: int) -> int:
         clock = asyncio.get_running_loop().time

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from nats import errors as nats_errors
 
+from events import trace
 from events.errors import LogUnavailable
 from events.subjects import live
 from service.log.jetstream.client import Listening, SyncClient
@@ -40,6 +41,9 @@ class Feed:
             sequence = int(headers[at : headers.find(b"\r\n", at)])
             at = headers.find(_PREVIOUS, at) + 22
             previous = int(headers[at : headers.find(b"\r\n", at)])
+            traceparent = trace.of(headers, added)
+            if traceparent is not None:
+                payload = trace.Traced(payload, traceparent)
             on_message(subject if literal else "ev" + live_subject[2:].decode(), sequence, previous, payload)
 
         return self._client.listen(live(subject), heard)
