@@ -25,8 +25,6 @@ from projections.write import Superseded
 from projections.writer import Writer
 
 READ_MAX = 2_500  # events asked of the log at a time
-# After a write, while little comes: at 1,000 events/s a transaction each costs the machine more than the gateways do.
-GATHER_S = 0.02
 VERIFY_S = 60.0
 STANDBY_S = 1.0  # how often a projector that stands by asks for the lock
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 5.0
@@ -165,8 +163,6 @@ class Projector:
             if not ahead.ready:
                 await writer.finish()
                 await self._look(connection, writer.at, idle=not came)
-                if came:
-                    await asyncio.sleep(GATHER_S)
 
     async def _start(self, at: Checkpoint) -> int:
         """The sequence to follow after: the checkpoint, or for new read models the beginning of what the log has."""

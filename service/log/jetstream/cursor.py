@@ -1,6 +1,6 @@
 """Following a partition, for projections: an own pull cursor without acknowledgements.
 
-Behind, it keeps two batches asked for. Caught up, it asks every 20 ms for what has gathered, and only when that is
+Behind, it keeps two batches asked for. Caught up, it asks now and then for what has gathered, and only when that is
 nothing for the next single event: to be woken for each of a thousand events a second costs more than the events do.
 
 Owns the ephemeral consumer and its loss. The caller's checkpoint is the only truth about how far it got, so the
@@ -25,7 +25,9 @@ from service.log.jetstream.read import Reader
 from service.log.jetstream.replies import ApiError, Replies
 
 IDLE_S = 1.0  # an empty batch is yielded after this
-GATHER_S = 0.02
+# How long a follower that has caught up lets events gather: a transaction each costs it, and the machine, more than the
+# events do. The more came, the longer, so that it goes on in some hundred events at a time.
+GATHER_S, GATHER_EACH_S, GATHER_MAX_S = 0.02, 0.001, 0.1
 GATHERED_EXPIRES_S = 0.001  # a pull for what is there already
 BEHIND = 500  # events that wait in the stream, from which on it is read in full batches
 PULL_EXPIRES_S = 30.0
@@ -41,6 +43,7 @@ log = structlog.get_logger(__name__)
 
 
 class _Created(msgspec.Struct, frozen=True):
+    num_pending: int = 0
     error: ApiError | None = None
 
 
@@ -55,7 +58,7 @@ class _Pull:
         self.inbox = f"_INBOX.{secrets.token_hex(11)}"
         self.ready: deque[Recorded] = deque()
         self.asked = 0  # messages that open pulls may still bring
-        self.pending = BEHIND  # events that wait in the stream, as last heard; unknown at first
+        self.pending = 0  # events that wait in the stream, as last heard
         self.broken: str | None = None
         self.heard_at = 0.0
         self.wake = asyncio.Event()
@@ -68,11 +71,14 @@ class _Pull:
 
     def pull(self) -> None:
         """Behind, keep up to two batches asked for or waiting here; else wait for the next event."""
-        room = 2 * self.batch_max - self.asked - len(self.ready)
         if self.broken is not None:
             return
-        if self.behind and room >= self.batch_max:
-            self._ask(self.batch_max, PULL_EXPIRES_S)
+        if self.behind:
+            room = 2 * self.batch_max - self.asked - len(self.ready)
+            # No more than there is: the rest of a pull would bring what is new one by one.
+            there = min(self.batch_max, self.pending - self.asked)
+            if there > 0 and room >= self.batch_max:
+                self._ask(there, PULL_EXPIRES_S)
         elif not self.behind and self.asked == 0:
             self._ask(1, PULL_EXPIRES_S)
 
@@ -103,7 +109,8 @@ class _Pull:
         self.ready.append(
             Recorded(subject.decode(), int(parts[at]), int(parts[at + 2]) // 1_000, payload, headers or b"")
         )
-        self.wake.set()
+        if self.asked == 0 or self.behind:  # else what has gathered is still coming, and is handed on in one piece
+            self.wake.set()
 
     def _status(self, headers: bytes) -> None:
         status = headers[9:12]
@@ -163,7 +170,7 @@ class Cursor:
                         await self._identity.check(after)
                 elif self._client.connected:
                     if batch and not pull.behind and pull.asked == 0:
-                        await asyncio.sleep(GATHER_S)
+                        await asyncio.sleep(min(GATHER_S + GATHER_EACH_S * len(batch), GATHER_MAX_S))
                         pull.pull_gathered()
                     else:
                         pull.pull()
@@ -205,6 +212,7 @@ class Cursor:
             answer = msgspec.json.decode(raw, type=_Created)
             if answer.error is None:
                 pull.heard_at = pull.clock()
+                pull.pending = answer.num_pending
                 pull.pull()
                 return pull
             log.warning("log.cursor_refused", partition=self._number, problem=answer.error.description)
