@@ -17,7 +17,7 @@ import uvloop
 from lab.client import CallFailed, NotOpened
 from lab.connect import connect
 from lab.fanout import fanout
-from lab.install import Install, embedded, epitaph, read_processes, running
+from lab.install import Install, admitted, embedded, epitaph, read_processes, running
 from lab.latency import Plan, latency
 from lab.load import Progress
 from lab.proc import Gone, machine, others_cpu_us, raise_file_limit
@@ -31,7 +31,10 @@ EVERYTHING = ("connect", "fanout", "latency", "resume")
 
 
 class Options(msgspec.Struct, frozen=True):
-    """What to measure, on what. Without ``urls`` and ``processes`` an installation is started for it."""
+    """What to measure, on what. Without ``urls`` and ``processes`` an installation is started for it.
+
+    ``token``: the access token of all sessions, for one that runs already and asks for it.
+    """
 
     measures: tuple[str, ...] = EVERYTHING
     sessions: int = 10_000
@@ -47,6 +50,7 @@ class Options(msgspec.Struct, frozen=True):
     urls: tuple[str, ...] = ()
     processes: Path | None = None
     data_parent: Path | None = None
+    token: str | None = None
 
 
 class Unsuitable(Exception):
@@ -137,9 +141,9 @@ async def _measure(measure: str, install: Install, options: Options, report: Rep
 @contextlib.asynccontextmanager
 async def _installation(options: Options, sync: str, progress: Progress) -> AsyncIterator[Install]:
     if options.urls:
-        yield running(list(options.urls))
+        yield admitted(running(list(options.urls)), options.token)
     elif options.processes is not None:
-        yield await asyncio.to_thread(read_processes, options.processes, "as found")
+        yield admitted(await asyncio.to_thread(read_processes, options.processes, "as found"), options.token)
     else:
         progress(0, 1, f"starting an installation, fsync {sync}")
         async with embedded(2, sync, options.data_parent) as install:

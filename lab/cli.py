@@ -3,6 +3,7 @@
 Owns options and what is printed. Progress goes to standard error, so that ``--json`` may be piped.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,8 @@ from lab.proc import Gone, NotEnoughFiles
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="Measure an installation: one started for the purpose, or a running one (--url, --processes).",
+    help="Measure an installation: one started for the purpose, or a running one (--url, --processes; its access "
+    "token, where it asks for one, in HUBLOG_TOKEN).",
 )
 
 Url = Annotated[list[str], typer.Option(help="A running gateway, e.g. http://127.0.0.1:8000; repeat for a second one.")]
@@ -36,6 +38,8 @@ Receivers = Annotated[int, typer.Option(min=1, max=10_000, help="Sessions in the
 Size = Annotated[int, typer.Option("--bytes", min=60, max=30_000, help="Size of the arguments of an invocation.")]
 Sync = Annotated[str, typer.Option(help="When NATS syncs to disk: relaxed, always or both.")]
 
+TOKEN = os.environ.get("HUBLOG_TOKEN")
+"""Not an option: everybody on a machine can read the arguments of its processes."""
 SYNCS = {"relaxed": ("relaxed",), "always": ("always",), "both": ("relaxed", "always")}
 RATES = [1_000, 2_000, 5_000]
 
@@ -51,7 +55,9 @@ def connect(
     strict: Strict = False,
 ) -> None:
     """Open many sessions on one gateway: how fast, and what each weighs."""
-    options = bench.Options(("connect",), sessions=sessions, urls=tuple(url), processes=processes, data_parent=data_dir)
+    options = bench.Options(
+        ("connect",), sessions=sessions, urls=tuple(url), processes=processes, data_parent=data_dir, token=TOKEN
+    )
     _run(options, as_json, strict)
 
 
@@ -76,6 +82,7 @@ def fanout(
         urls=tuple(url),
         processes=processes,
         data_parent=data_dir,
+        token=TOKEN,
     )
     _run(options, as_json, strict)
 
@@ -107,6 +114,7 @@ def latency(
         urls=tuple(url),
         processes=processes,
         data_parent=data_dir,
+        token=TOKEN,
     )
     _run(options, as_json, strict)
 
@@ -123,7 +131,7 @@ def resume(
 ) -> None:
     """Kill -9 of a gateway under traffic: how fast all of its sessions resume on the other, and with what loss."""
     options = bench.Options(
-        ("resume",), resumed_sessions=sessions, resume_rate=rate, argument_bytes=size, data_parent=data_dir
+        ("resume",), resumed_sessions=sessions, resume_rate=rate, argument_bytes=size, data_parent=data_dir, token=TOKEN
     )
     _run(options, as_json, strict)
 
@@ -138,7 +146,7 @@ def everything(
     strict: Strict = False,
 ) -> None:
     """All of them, with their defaults; about four minutes."""
-    _run(bench.Options(urls=tuple(url), processes=processes, data_parent=data_dir), as_json, strict)
+    _run(bench.Options(urls=tuple(url), processes=processes, data_parent=data_dir, token=TOKEN), as_json, strict)
 
 
 def _run(options: bench.Options, as_json: bool, strict: bool) -> None:

@@ -33,7 +33,8 @@ class Connect(msgspec.Struct, frozen=True):
 
 async def connect(gateway: Gateway, sessions: int, progress: Progress) -> Connect:
     """Opens ``sessions``, each for a user of its own, and weighs them."""
-    crowd = Crowd(gateway.url, new_hub(), users="user-")
+    users = "user-" if gateway.token is None else None  # else all are the token's
+    crowd = Crowd(gateway.url, new_hub(), users=users, query=gateway.query)
     rss_before = rss_bytes(gateway.pid) if gateway.pid is not None else None
     cpu_before = cpu_us(gateway.pid) if gateway.pid is not None else None
     try:

@@ -61,7 +61,7 @@ class Rounds:
 
 async def fanout(gateway: Gateway, sessions: int, rounds: int, size: int, progress: Progress) -> Fanout:
     """Invokes ``all`` on ``sessions`` sessions ``rounds`` times; the sender is one of them."""
-    crowd = Crowd(gateway.url, new_hub())
+    crowd = Crowd(gateway.url, new_hub(), query=gateway.query)
     try:
         await crowd.open(sessions, counting(progress, sessions, "opening sessions"))
         require_all_open(crowd)

@@ -13,8 +13,9 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -30,10 +31,20 @@ class NotStarted(Exception):
 
 
 class Gateway(msgspec.Struct, frozen=True):
-    """One gateway to put load on. ``pid`` is None where its process cannot be seen from here."""
+    """One gateway to put load on. ``pid`` is None where its process cannot be seen from here.
+
+    ``token``: the access token to show it, None where it asks for none.
+    """
 
     url: str
     pid: int | None = None
+    token: str | None = None
+
+    @property
+    def query(self) -> Callable[[int], str] | None:
+        """What connections of any index have in their query: the token, and so the user, of all of them."""
+        token = self.token
+        return None if token is None else lambda _index: urlencode({"access_token": token})
 
 
 class Install(msgspec.Struct, frozen=True):
@@ -70,6 +81,12 @@ def read_processes(path: Path, sync: str) -> Install:
 def running(urls: list[str]) -> Install:
     """Gateways that run already; their processes are out of sight."""
     return Install([Gateway(url) for url in urls], "as found", "/")
+
+
+def admitted(install: Install, token: str | None) -> Install:
+    """The installation, and the token that its gateways ask for."""
+    gateways = [msgspec.structs.replace(gateway, token=token) for gateway in install.gateways]
+    return msgspec.structs.replace(install, gateways=gateways)
 
 
 def epitaph(install: Install) -> str:

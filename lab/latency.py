@@ -57,7 +57,7 @@ class Latency(msgspec.Struct, frozen=True):
 async def latency(install: Install, plan: Plan, progress: Progress) -> Latency:
     """An open loop: it does not wait for answers, so a slow service cannot slow down what it is measured with."""
     hub = new_hub()
-    near, far = Crowd(install.gateways[0].url, hub), Crowd(install.gateways[-1].url, hub)
+    near, far = (Crowd(one.url, hub, query=one.query) for one in (install.gateways[0], install.gateways[-1]))
     warm_up = min(plan.rate, WARM_UP_MAX)
     messages = warm_up + int(plan.rate * plan.seconds)
     ledger = Ledger(plan.receivers, messages, warm_up)

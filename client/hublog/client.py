@@ -20,6 +20,7 @@ import aiohttp
 import msgspec
 
 from hublog import wire
+from hublog.access import Token
 from hublog.answers import Invoked, Membership, Resync, Session
 from hublog.backoff import delay_s
 from hublog.calls import Calls
@@ -43,7 +44,8 @@ class Client:
     ``urls``: the nodes, tried in turn, e.g. ``http://host:8000``. ``connect_timeout_s`` bounds entering;
     ``give_up_after_s`` how long a lost connection is sought again (None: for ever). ``call_timeout_s`` bounds a call
     over all connections; keep it below the service's window of idempotency keys. ``http``: one to share, never closed
-    here.
+    here. ``token``: the access token, or a function (coroutine functions too) that gives one and is asked at each
+    connection; user and metadata are then the token's.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Client:
         *,
         user: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        token: Token | None = None,
         resumable: bool = True,
         connect_timeout_s: float = 30.0,
         give_up_after_s: float | None = None,
@@ -70,6 +73,7 @@ class Client:
             self._query["meta"] = msgspec.json.encode(metadata).decode()
         if resumable:
             self._query["resumable"] = "1"
+        self._access = token
         self._resumable = resumable
         self._connect_timeout_s = connect_timeout_s
         self._give_up_after_s = give_up_after_s
@@ -257,7 +261,7 @@ class Client:
             while True:
                 opened_s: float | None = None
                 try:
-                    opening = await open_link(http, self._url(node), self._timers)
+                    opening = await open_link(http, self._url(node), self._timers, self._access)
                     opened_s = loop.time()
                     await self._serve(opening)
                 except LinkEnded as end:

@@ -10,7 +10,7 @@ from typing import Literal
 import aiohttp
 import msgspec
 
-from hublog import wire
+from hublog import access, wire
 from hublog.errors import ConnectionLost, HublogError, ServerError, Unreachable
 
 CLOSE_TIMEOUT_S = 0.5
@@ -136,16 +136,26 @@ def closed_by(message: wire.Message) -> LinkEnded:
     return LinkEnded(error, reconnect=message.allowReconnect)
 
 
-async def dial(http: aiohttp.ClientSession, url: str, timers: Timers) -> Link:
+async def dial(http: aiohttp.ClientSession, url: str, timers: Timers, token: access.Token | None = None) -> Link:
     """Connect. Raises: LinkEnded."""
+    try:
+        bearer = await access.fetch(token)
+    except access.NoToken as exc:
+        raise LinkEnded(Unreachable(f"no access token: {exc}"), reconnect=True) from exc
     try:
         socket = await http.ws_connect(
             url,
+            headers={} if bearer is None else {"Authorization": f"Bearer {bearer}"},
             timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
             max_msg_size=FRAME_BYTES_MAX,
             decode_text=False,
         )
     except aiohttp.WSServerHandshakeError as exc:
+        not_admitted = access.refusal(exc.status, exc.headers or {})
+        if not_admitted is not None:
+            # Another attempt helps only if it brings another token.
+            again = not_admitted.code == "token_expired" and callable(token)
+            raise LinkEnded(not_admitted, reconnect=again) from exc
         refused = ServerError(f"http_{exc.status}", f"the gateway refused with HTTP {exc.status}")
         refused.hint = "Check the address, the hub, the user and the metadata."
         raise LinkEnded(refused, reconnect=exc.status >= 500 or exc.status in RETRYABLE_STATUSES) from exc

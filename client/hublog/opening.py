@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 
 from hublog import wire
+from hublog.access import Token
 from hublog.answers import Session
 from hublog.errors import ServerError, Unreachable
 from hublog.link import Link, LinkEnded, Timers, closed_by, dial
@@ -26,12 +27,12 @@ class Opening(msgspec.Struct, frozen=True):
     rest: list[wire.Message]
 
 
-async def open_link(http: aiohttp.ClientSession, url: str, timers: Timers) -> Opening:
+async def open_link(http: aiohttp.ClientSession, url: str, timers: Timers, token: Token | None = None) -> Opening:
     """Raises: LinkEnded."""
     link: Link | None = None
     try:
         async with asyncio.timeout(timers.open_s):
-            link = await dial(http, url, timers)
+            link = await dial(http, url, timers, token)
             await link.send(wire.HANDSHAKE + wire.call(NUMBER, "hub.session", []))
             return await _session_of(link)
     except TimeoutError:

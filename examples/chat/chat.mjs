@@ -28,15 +28,23 @@ const { values: options } = parseArgs({
 
 // --- the connection -------------------------------------------------------------------------------------------------
 
-const me = options.user;
+const accessToken = process.env.HUBLOG_TOKEN; // where hublog asks for one; arguments can be read by others
+let me = options.user;
 const url = new URL(options.url);
 const hub = url.pathname.split("/").at(-1);
-url.searchParams.set("user", me); // who we are; until hublog checks that, it believes us
-url.searchParams.set("meta", JSON.stringify({ client: "chat.mjs" })); // anything that the API shall show about us
+if (accessToken === undefined) {
+  url.searchParams.set("user", me); // who we are; without tokens hublog believes us
+  url.searchParams.set("meta", JSON.stringify({ client: "chat.mjs" })); // anything that the API shall show about us
+}
 url.searchParams.set("resumable", "1"); // our session shall survive our connection, and the node that it is on
 
 const connection = new HubConnectionBuilder()
-  .withUrl(url.href, { transport: HttpTransportType.WebSockets, skipNegotiation: options["skip-negotiation"] })
+  .withUrl(url.href, {
+    transport: HttpTransportType.WebSockets,
+    skipNegotiation: options["skip-negotiation"],
+    // Asked at each connection: a real client fetches a fresh token here. Who we are, and our metadata, stand in it.
+    accessTokenFactory: accessToken === undefined ? undefined : () => accessToken,
+  })
   // Never give up. The stock policy, `withAutomaticReconnect()` without arguments, stops after four attempts.
   .withAutomaticReconnect({
     nextRetryDelayInMilliseconds: ({ previousRetryCount: tries }) => Math.min(250 * 2 ** tries, 5_000) * (0.5 + Math.random()),
@@ -94,6 +102,7 @@ async function join(group) {
 async function introduce() {
   const answer = await connection.invoke("hub.session");
   token = answer.resumeToken;
+  me = answer.userId;
   cursor ??= answer.cursor; // until the first message
   return answer;
 }
@@ -121,7 +130,8 @@ async function who(group) {
   if (options.api === undefined) return show("* start with --api http://127.0.0.1:8100 to ask who is there");
   if (group === undefined) return show("* join a group first");
   const members = `${options.api}/v1/hubs/${hub}/groups/${encodeURIComponent(group)}/members`;
-  const answer = await (await fetch(members)).json();
+  const headers = accessToken === undefined ? {} : { Authorization: `Bearer ${accessToken}` };
+  const answer = await (await fetch(members, { headers })).json();
   if (answer.code !== undefined) throw new Error(`${answer.code}: ${answer.detail}. ${answer.hint}`); // a problem document
   show(`* in ${group}: ${answer.items.map((member) => member.userId ?? member.sessionId).join(", ")}`);
 }

@@ -4,6 +4,7 @@ Owns options and what is printed. Progress goes to standard error, so that ``--j
 well, 1 a violation, 2 it could not run.
 """
 
+import os
 import random
 import shlex
 import sys
@@ -26,7 +27,8 @@ from lab.proc import NotEnoughFiles
 app = typer.Typer(
     add_completion=False,
     help="Break an installation while it works, and check that nobody lost anything: one started for the purpose, or a "
-    "running one (--url, --api).",
+    "running one (--url, --api; its access token, where it asks for one, in HUBLOG_TOKEN: for every hub, and with both "
+    "scopes).",
 )
 
 Seed = Annotated[int | None, typer.Option(help="Makes the schedule and all choices repeatable.", show_default="random")]
@@ -97,6 +99,7 @@ def chaos(
         api=api,
         processes=processes,
         data_parent=data_dir,
+        token=os.environ.get("HUBLOG_TOKEN") if url or processes else None,
         command=f"hublog chaos {shlex.join(sys.argv[2:])}",
     )
     _show(options.folder, _run(options), as_json)

@@ -63,6 +63,8 @@ class Field(msgspec.Struct):
     """Each peer's session, living or just gone."""
     calm: asyncio.Event
     """Set when actions end: from then on peers only stay connected."""
+    token: str | None = None
+    """The access token of all, who then are one user."""
 
 
 class Peer:
@@ -127,6 +129,7 @@ class Peer:
                 user=self.user,
                 resumable=self.resumable,
                 resume=resume,
+                token=field.token,
             )
         except NotDialled as exc:
             self.trouble = str(exc)
@@ -249,6 +252,8 @@ class Peer:
                 chosen["groups"] = rng.sample(GROUPS, rng.randint(1, 3))
             case "user":
                 chosen["user"] = f"u{rng.randrange(max(1, len(known) // 3))}"
+                if self._field.token is not None and self.user is not None and rng.random() < 0.5:
+                    chosen["user"] = self.user
             case "client":
                 chosen["session"] = rng.choice(known)
             case "clients" | "allExcept":

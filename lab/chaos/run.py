@@ -21,7 +21,7 @@ from lab.chaos.peer import Field, Peer
 from lab.chaos.reader import read_all
 from lab.chaos.site import Site, foreign_site, own_site
 from lab.chaos.verdict import Verdict
-from lab.chaos.wire import Numbers
+from lab.chaos.wire import Numbers, user_of
 from lab.client import KEEP_ALIVE
 from lab.proc import raise_file_limit
 
@@ -41,7 +41,11 @@ SPARE_FILES = 300
 
 
 class Options(msgspec.Struct, frozen=True):
-    """What to run, on what. Without ``urls`` and ``processes`` an installation is started for it."""
+    """What to run, on what. Without ``urls`` and ``processes`` an installation is started for it.
+
+    ``token``: the access token of all clients and of the API's reader, for one that runs already and asks for it; good
+    for every hub, with both scopes.
+    """
 
     seed: int
     folder: Path
@@ -56,6 +60,7 @@ class Options(msgspec.Struct, frozen=True):
     processes: Path | None = None
     data_parent: Path | None = None
     command: str = "hublog chaos"
+    token: str | None = None
 
 
 class Unsuitable(Exception):
@@ -87,7 +92,8 @@ async def _until_told(options: Options, progress: Callable[[float, str], None]) 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:
         progress(0, "starting an installation" if not options.urls and options.processes is None else "connecting")
-        async with _site(options) as site, aiohttp.ClientSession() as http:
+        bearer = {"Authorization": f"Bearer {options.token}"} if options.token is not None else {}
+        async with _site(options) as site, aiohttp.ClientSession(headers=bearer) as http:
             async with asyncio.timeout(options.seconds + BEYOND_S):
                 await _Run(options, site, http, progress).all()
     except TimeoutError as exc:
@@ -140,6 +146,7 @@ class _Run:
             pace_s=options.sessions / options.rate,
             sessions={},
             calm=asyncio.Event(),
+            token=options.token,
         )
         self._peers = [self._peer(index) for index in range(options.sessions)]
         self._markers: list[int] = []
@@ -147,6 +154,8 @@ class _Run:
     def _peer(self, index: int) -> Peer:
         share = index / self._options.sessions
         user = None if share >= 1 - USERLESS_SHARE else f"u{index % max(1, self._options.sessions // 3)}"
+        if self._options.token is not None:
+            user = user_of(self._options.token)
         # Interleaved, so that plain and resumable sessions share users.
         resumable = (index * 7) % 10 >= PLAIN_SHARE * 10
         return Peer(self._field, index, self._options.seed, user=user, resumable=resumable)

@@ -5,6 +5,7 @@ after all counts). It decides nothing: what to do next is the peer's.
 """
 
 import asyncio
+import base64
 import itertools
 import time
 from urllib.parse import quote, urlencode
@@ -59,6 +60,10 @@ class Negotiated(msgspec.Struct, rename="camel"):
     connection_id: str = ""
     connection_token: str = ""
     error: str | None = None
+
+
+class _Claims(msgspec.Struct):
+    sub: str | None = None
 
 
 class NotDialled(Exception):
@@ -285,6 +290,18 @@ class Wire:
         self._pending.clear()
 
 
+def user_of(token: str) -> str | None:
+    """The user that an access token names; whether it may, the service says. None for what is no such token."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        claims = msgspec.json.decode(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)), type=_Claims)
+    except (ValueError, msgspec.DecodeError):
+        return None
+    return claims.sub
+
+
 async def dial(
     http: aiohttp.ClientSession,
     history: History,
@@ -297,10 +314,14 @@ async def dial(
     user: str | None,
     resumable: bool,
     resume: tuple[str, str, str] | None = None,
+    token: str | None = None,
 ) -> Wire:
-    """Connects; ``resume``: (session, token, cursor) in the URL. Raises: NotDialled."""
+    """Connects; ``resume``: (session, token, cursor) in the URL. Raises: NotDialled.
+
+    ``token``: the access token, which says who ``user`` is; ``http`` shows it when negotiating.
+    """
     base = f"http://{address[0]}:{address[1]}/hubs/{hub}"
-    who = {"user": user} if user is not None else {}
+    who = {"user": user} if user is not None and token is None else {}
     try:
         timeout = aiohttp.ClientTimeout(total=NEGOTIATE_TIMEOUT_S)
         url = f"{base}/negotiate?{urlencode({'negotiateVersion': 1, **who})}"
@@ -311,6 +332,8 @@ async def dial(
     if negotiated.error is not None:
         raise NotDialled(f"negotiate: {negotiated.error}")
     asked = {"id": negotiated.connection_token, **who, **({"resumable": "1"} if resumable else {})}
+    if token is not None:
+        asked["access_token"] = token
     if resume is not None:
         asked |= {"resume": resume[1], "cursor": resume[2]}
     conn = next(numbers.conns)

@@ -32,6 +32,12 @@ STOP_GRACE_S = 5.0
 """What a process may take beyond its drain time."""
 
 
+ACCESS = {
+    "none": "Clients are believed: no access token is asked for (HUBLOG_AUTH=none)",
+    "jwt": "Clients need an access token (HUBLOG_AUTH=jwt), e.g. of `hublog token --user ann --hub chat`",
+}
+
+
 class Port(msgspec.Struct, frozen=True):
     """A port that one of our processes is about to take."""
 
@@ -110,6 +116,7 @@ async def _serve(settings: Settings, data_dir: DataDir, board: Board, *, gateway
         board.note("Streams and schema are in place")
         await supervisor.start([_projector(settings, data_dir), _api(settings, data_dir)])
         await supervisor.start([_gateway(settings, data_dir, index, gateways) for index in range(gateways)])
+        board.note(ACCESS[settings.auth])
         board.table([*external, *supervisor.entries], sync=sync, logs=data_dir.logs)
         await supervisor.watch()
 

@@ -21,6 +21,7 @@ class FakeLink:
 
     def __init__(self, request: web.Request, socket: web.WebSocketResponse) -> None:
         self.query = dict(request.query)
+        self.authorization = request.headers.get("Authorization")
         self._request = request
         self._socket = socket
         self._heard: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
@@ -89,13 +90,14 @@ class FakeHub:
     def __init__(self) -> None:
         self.url = ""
         self.status: int | None = None
+        self.headers: dict[str, str] = {}
         self.requests = 0
         self._links: asyncio.Queue[FakeLink] = asyncio.Queue()
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         self.requests += 1
         if self.status is not None:
-            return web.Response(status=self.status)
+            return web.Response(status=self.status, headers=self.headers)
         socket = web.WebSocketResponse(timeout=0.1)
         await socket.prepare(request)
         link = FakeLink(request, socket)

@@ -91,9 +91,13 @@ class StockClients:
         methods: tuple[str, ...] = METHODS,
         retry_ms: tuple[int, ...] | None = None,
         keep_alive_ms: int = 15_000,
+        tokens: tuple[str, ...] | None = None,
         **query: str,
     ) -> StockClient:
-        """Connect one; ``query`` is of the URL (``user``, ``meta``). Its session is known when this returns."""
+        """Connect one; ``query`` is of the URL (``user``, ``meta``). Its session is known when this returns.
+
+        ``tokens``: what its ``accessTokenFactory`` gives, one after the other, the last for ever.
+        """
         client = self._clients[name] = StockClient(self, name)
         await self.do(
             name,
@@ -103,6 +107,7 @@ class StockClients:
             methods=methods,
             retryMs=retry_ms,
             keepAliveMs=keep_alive_ms,
+            tokens=tokens,
         )
         client.session = (await client.invoke("hub.session"))["sessionId"]
         return client

@@ -1,7 +1,7 @@
 // Stock SignalR clients on a string: commands come in as JSON lines, what happens goes out as JSON lines.
 //
 //   {"number": 1, "client": "ann", "do": "start", "url": "…", "skipNegotiation": false, "methods": ["say"],
-//    "retryMs": [0, 500], "keepAliveMs": 15000}
+//    "retryMs": [0, 500], "keepAliveMs": 15000, "tokens": ["…", "…"]}      the nth is what accessTokenFactory gives first
 //   {"number": 2, "client": "ann", "do": "invoke", "target": "hub.join", "arguments": ["red"]}      -> waits for its answer
 //   {"number": 3, "client": "ann", "do": "send", "target": "hub.join", "arguments": ["red"]}        -> does not
 //   {"number": 4, "client": "ann", "do": "stop"}
@@ -18,9 +18,11 @@ const { HttpTransportType, HubConnectionBuilder, LogLevel } = require("@microsof
 const connections = new Map();
 const say = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
 
-function build(client, { url, skipNegotiation, methods, retryMs, keepAliveMs }) {
+function build(client, { url, skipNegotiation, methods, retryMs, keepAliveMs, tokens }) {
+  let asked = 0;
+  const accessTokenFactory = tokens && (() => tokens[Math.min(asked++, tokens.length - 1)]);
   const builder = new HubConnectionBuilder()
-    .withUrl(url, { transport: HttpTransportType.WebSockets, skipNegotiation })
+    .withUrl(url, { transport: HttpTransportType.WebSockets, skipNegotiation, accessTokenFactory })
     .withKeepAliveInterval(keepAliveMs)
     .configureLogging(LogLevel.None);
   if (retryMs !== null) builder.withAutomaticReconnect(retryMs);

@@ -159,3 +159,17 @@ def test_single_answers_state_their_position_in_a_header(document):
     single = document["paths"]["/v1/hubs/{hub}/sessions/{session}"]["get"]["responses"]["200"]
     assert set(single["headers"]) == {"Hublog-Position"}
     assert "headers" not in document["paths"]["/v1/hubs/{hub}/sessions"]["get"]["responses"]["200"]
+
+
+def test_every_operation_names_the_scope_that_it_needs(document: dict[str, Any]):
+    (scheme,) = document["components"]["securitySchemes"]
+    for route in make_table().routes:
+        operation = document["paths"][route.path][route.method.lower()]
+        if route.scope is None:
+            assert route.path == "/schema"
+            assert "security" not in operation
+            assert "401" not in operation["responses"]
+            continue
+        assert route.scope == ("hublog:read" if route.method == "GET" else "hublog:write")
+        assert operation["security"] == [{scheme: [route.scope]}]
+        assert {"401", "403"} <= set(operation["responses"])

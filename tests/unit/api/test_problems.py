@@ -50,3 +50,27 @@ def test_a_subclass_without_a_code_of_its_own_keeps_its_parents_policy():
 def test_details_that_json_cannot_say_are_said_as_text():
     document = problems.problem(errors.Internal("x", cause=object), "/")
     assert b"<class 'object'>" in problems.encode(document)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (errors.TokenMissing("x"), 'Bearer realm="hublog"'),
+        (
+            errors.TokenExpired("it has"),
+            'Bearer realm="hublog", error="invalid_token", error_description="token_expired: it has"',
+        ),
+        (
+            errors.ScopeMissing("no", scope="a:b"),
+            'Bearer realm="hublog", error="insufficient_scope", scope="a:b", error_description="scope_missing: no"',
+        ),
+        (
+            errors.HubForbidden('a"b\\c\r\nX: é'),
+            'Bearer realm="hublog", error="insufficient_scope", error_description="hub_forbidden: a?b?c??X: ?"',
+        ),
+        (errors.OriginRefused("x"), None),
+        (errors.NotFound("x"), None),
+    ],
+)
+def test_a_challenge_says_what_is_wrong_with_a_token_and_nothing_else(error: errors.HublogError, said: str | None):
+    assert problems.challenge(error).get("WWW-Authenticate") == said
