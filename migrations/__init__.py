@@ -33,8 +33,8 @@ def upgrade(dsn: str) -> str:
     release).
     """
     with _connection(dsn) as connection:
-        known, current = {script.revision for script in _scripts().walk_revisions()}, _revision(connection)
-        if current is not None and current not in known:
+        current = _revision(connection)
+        if current is not None and current not in known():
             raise Misconfigured(f"the schema is at revision {current[:40]}, which this release does not know")
         # Or Alembic would take the transaction of this look for its caller's, and leave the commit to us.
         connection.rollback()
@@ -54,6 +54,11 @@ def head() -> str:
     newest = _scripts().get_current_head()
     assert newest is not None
     return newest
+
+
+def known() -> frozenset[str]:
+    """Every revision that this release knows."""
+    return frozenset(script.revision for script in _scripts().walk_revisions())
 
 
 def check(dsn: str) -> None:

@@ -378,6 +378,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "How long a gateway that lost NATS keeps its connections before it sends them to other nodes.",
         ),
     ] = 30.0
+    stale_after_s: Annotated[
+        float,
+        Variable("STALE_AFTER", _seconds(1, DAY_S), "How old the read models may be before the API is not ready."),
+    ] = 60.0
     message_bytes_max: Annotated[
         int, Variable("MESSAGE_BYTES_MAX", _size(1024, 512 * 1024), "The largest message that a client may send.")
     ] = 32_768

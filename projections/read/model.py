@@ -5,8 +5,9 @@ Owns connections and their errors. Knows no question.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Mapping
-from typing import Any, LiteralString
+from typing import Any, LiteralString, Protocol
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -22,11 +23,22 @@ CHECKED_S = POOL_TIMEOUT_S + 1.0  # and for one that answers
 STATEMENT_TIMEOUT_S = 10
 
 
+class Guard(Protocol):
+    """Whether Postgres may be asked; it is turned off while it is known not to answer."""
+
+    def admits(self) -> bool: ...
+
+    def why(self, now_s: float) -> str | None: ...
+
+
 class ReadModel:
     """The read models of one installation. Opened on first use; safe for any number of tasks of one loop."""
 
-    def __init__(self, dsn: str, partitions: int, *, connections_max: int = CONNECTIONS_MAX) -> None:
+    def __init__(
+        self, dsn: str, partitions: int, *, connections_max: int = CONNECTIONS_MAX, guard: Guard | None = None
+    ) -> None:
         self.partitions = partitions
+        self._guard = guard
         self._dsn = dsn
         self._connections_max = connections_max
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]] | None = None
@@ -39,6 +51,8 @@ class ReadModel:
 
     async def rows(self, query: LiteralString, values: Mapping[str, object]) -> list[tuple[Any, ...]]:
         """One statement, in its own snapshot. Raises: ReadModelUnavailable, InvalidQuery."""
+        if self._guard is not None and not self._guard.admits():
+            raise ReadModelUnavailable(f"Postgres is not asked, {self._guard.why(time.monotonic())}")
         pool = self._pool or await self._open()
         try:
             async with asyncio.timeout(CHECKED_S) as limit:

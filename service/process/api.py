@@ -1,8 +1,9 @@
 """The root of ``hublog api``."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 from projections.read import ReadModel
 from service import VERSION
@@ -12,10 +13,12 @@ from service.api.server import make_runner
 from service.log.author import Author
 from service.nodes.lease import LastRenewals
 from service.process.access import make_door, measure_door
+from service.process.health import NatsHealth
 from service.process.lifecycle import begin, operable
 from service.process.managers import global_view, manager_factory
-from service.process.parts import nats_check, the_log
-from service.process.schema import postgres_check, require_schema
+from service.process.parts import the_log
+from service.process.postgres_health import PostgresHealth
+from service.process.schema import require_schema
 from service.process.tracing import traced
 from service.sessions.hubs import Hubs
 from service.settings import ADMIN_OFFSET_API, Settings
@@ -35,16 +38,17 @@ async def run(settings: Settings) -> None:
         the_log(settings, INSTANCE, traces.tracing) as log,
         global_view(settings, log) as view,
     ):
-        hubs = Hubs(log, manager_factory(settings, log, Author(), view))
+        nats, postgres = NatsHealth(log), PostgresHealth(dsn, stale_after_s=settings.stale_after_s)
+        hubs = Hubs(nats.guarded, manager_factory(settings, nats.guarded, Author(), view))
         renewals = LastRenewals(log)
-        reads = ReadModel(dsn, log.partitions)
+        reads = ReadModel(dsn, log.partitions, guard=postgres.breaker)
         runner = make_runner(make_app(reads, hubs, renewals.at_us, version=VERSION, door=door, tracing=traces.tracing))
-        checks = {"nats": nats_check(log), "postgres": postgres_check(dsn)}
+        checks = {**nats.checks(), **postgres.checks(), "staleness": postgres.staleness}
         async with (
             operable(
                 settings, "api", INSTANCE, offset=ADMIN_OFFSET_API, told_to_stop=told_to_stop, checks=checks
             ) as metrics,
-            _watching(renewals),
+            _watching(renewals, nats.job(), postgres.job()),
             listening(runner, settings.host, settings.api_port, setting="HUBLOG_API_PORT"),
         ):
             measure_door(metrics, door)
@@ -55,12 +59,13 @@ async def run(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def _watching(renewals: LastRenewals) -> AsyncIterator[None]:
-    """The leases, seen once before the first answer and then for as long as anybody may ask."""
+async def _watching(renewals: LastRenewals, *jobs: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """The leases, seen once before the first answer and then, with the other jobs, for as long as anybody may ask."""
     await renewals.refresh()
     async with asyncio.TaskGroup() as group:
-        watch = group.create_task(renewals.keep())
+        tasks = [group.create_task(job) for job in (renewals.keep(), *jobs)]
         try:
             yield
         finally:
-            watch.cancel()
+            for task in tasks:
+                task.cancel()

@@ -2,8 +2,9 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import structlog
 
@@ -21,9 +22,10 @@ from service.log.author import Author
 from service.log.fenced import FencedLog
 from service.nodes.lease import Lease
 from service.process.access import make_door, measure_door
+from service.process.health import NatsHealth
 from service.process.lifecycle import begin, operable
 from service.process.managers import global_view, manager_factory
-from service.process.parts import nats_check, the_log
+from service.process.parts import the_log
 from service.process.tracing import traced
 from service.sessions.hubs import Hubs
 from service.settings import Settings
@@ -48,7 +50,8 @@ async def run(settings: Settings, index: int) -> None:
     ):
         author = Author()
         lease = Lease(node, VERSION, f"http://{settings.host}:{port}", log, log, author)
-        fenced = FencedLog(log, lease.suspended, lambda: lease.incarnation)
+        nats = NatsHealth(log)
+        fenced = FencedLog(nats.guarded, lease.suspended, lambda: lease.incarnation)
         hubs = Hubs(fenced, manager_factory(settings, fenced, author, view))
         assert settings.secrets is not None
         dispatchers = [Dispatcher(number, log, log, encode, traces.tracing) for number in range(log.partitions)]
@@ -72,10 +75,10 @@ async def run(settings: Settings, index: int) -> None:
         )
         server = GatewayServer(context, door)
         _obey(lease, server, dispatchers)
-        checks = {"nats": nats_check(log), "lease": lambda: "suspended: not renewed" if lease.suspended() else None}
+        checks = {**nats.checks(), "lease": lambda: "suspended: not renewed" if lease.suspended() else None}
         async with (
             operable(settings, "gateway", node, offset=index, told_to_stop=told_to_stop, checks=checks) as metrics,
-            _rounds(dispatchers, lease, server, settings.nats_grace_s),
+            _rounds(dispatchers, lease, server, settings.nats_grace_s, nats.job()),
             serving(server.app(), settings.host, port, setting="HUBLOG_GATEWAY_PORT"),
         ):
             _measure(metrics, server, dispatchers, lease)
@@ -90,13 +93,17 @@ async def run(settings: Settings, index: int) -> None:
 
 @asynccontextmanager
 async def _rounds(
-    dispatchers: list[Dispatcher], lease: Lease, server: GatewayServer, grace_s: float
+    dispatchers: list[Dispatcher],
+    lease: Lease,
+    server: GatewayServer,
+    grace_s: float,
+    *jobs: Coroutine[Any, Any, None],
 ) -> AsyncIterator[None]:
     """The services of the process, from the lease on; they end together."""
     await lease.start()
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(repair.run(dispatcher)) for dispatcher in dispatchers]
-        tasks += [group.create_task(lease.keep()), group.create_task(server.tick())]
+        tasks += [group.create_task(job) for job in (lease.keep(), server.tick(), *jobs)]
         tasks.append(group.create_task(lease.watch(grace_s, lambda: _give_up(server))))
         try:
             yield

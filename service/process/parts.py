@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from service.admin import Check
 from service.log.jetstream import JetStreamLog, jetstream_log
 from service.settings import Settings
 from service.telemetry.tracing import OFF, Tracing
@@ -26,7 +25,3 @@ async def the_log(settings: Settings, name: str, tracing: Tracing = OFF) -> Asyn
         yield log
     finally:
         await log.close()
-
-
-def nats_check(log: JetStreamLog) -> Check:
-    return lambda: None if log.connected else "not connected to NATS (HUBLOG_NATS_URL)"

@@ -6,9 +6,11 @@ from events.errors import LogDamaged
 from projections.runner import Projector
 from service.admin import Check
 from service.process.batches import Batches
+from service.process.health import NatsHealth
 from service.process.lifecycle import begin, operable
-from service.process.parts import nats_check, the_log
-from service.process.schema import postgres_check, require_schema
+from service.process.parts import the_log
+from service.process.postgres_health import PostgresHealth
+from service.process.schema import require_schema
 from service.process.sweeping import Sweeping
 from service.process.tracing import traced
 from service.settings import ADMIN_OFFSET_PROJECTOR, Settings
@@ -29,10 +31,11 @@ async def run(settings: Settings) -> None:
     ):
         batches = [Batches(number, traces.tracing) for number in range(log.partitions)]
         projectors = [Projector(dsn, log, one.partition, on_written=one.written) for one in batches]
-        sweeping = Sweeping(settings, log, projectors, dsn)
+        nats, postgres = NatsHealth(log), PostgresHealth(dsn, stale_after_s=settings.stale_after_s)
+        sweeping = Sweeping(settings, log, nats.guarded, projectors, dsn, postgres.breaker)
         checks = {
-            "nats": nats_check(log),
-            "postgres": postgres_check(dsn),
+            **nats.checks(),
+            **postgres.checks(),
             **{f"partition {projector.partition}": _check(projector) for projector in projectors},
             **sweeping.checks(),
         }
@@ -51,7 +54,7 @@ async def run(settings: Settings) -> None:
             traces.measure(metrics)
             sweeping.measure(metrics)
             tasks = [group.create_task(_project(projector)) for projector in projectors]
-            tasks += [group.create_task(job) for job in sweeping.jobs()]
+            tasks += [group.create_task(job) for job in (nats.job(), postgres.job(), *sweeping.jobs())]
             await told_to_stop.wait()
             for task in tasks:
                 task.cancel()

@@ -6,9 +6,11 @@ from typing import Any
 from projections.read import ReadModel
 from projections.runner import Projector
 from service.admin import Check
+from service.breaker import Breaker
 from service.log.author import Author
 from service.log.commands import CommandRunner, SessionAggregate
 from service.log.jetstream import JetStreamLog
+from service.log.port import EventLog
 from service.nodes import judge, sweeper
 from service.nodes.judge import Judge
 from service.nodes.rows import StoredRows
@@ -23,17 +25,26 @@ LATE_S = 15.0  # without a complete round, before the process says that it is no
 class Sweeping:
     """One judge, and a sweeper per partition. ``jobs`` run until they are cancelled; then ``close``."""
 
-    def __init__(self, settings: Settings, log: JetStreamLog, projectors: list[Projector], dsn: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        log: JetStreamLog,
+        guarded: EventLog,
+        projectors: list[Projector],
+        dsn: str,
+        postgres: Breaker,
+    ) -> None:
+        """``guarded``: the same log, where it is asked for many sessions at once."""
         author = Author()
-        runner = CommandRunner(log, author, SessionAggregate())
-        self._model = ReadModel(dsn, log.partitions, connections_max=CONNECTIONS_MAX)
+        runner = CommandRunner(guarded, author, SessionAggregate())
+        self._model = ReadModel(dsn, log.partitions, connections_max=CONNECTIONS_MAX, guard=postgres)
         rows = StoredRows(self._model, dsn)
         first = projectors[0]
         self.judge = Judge(log, rows, author, lambda: _reached(first) is not None, _elsewhere(first))
         self.sweepers = [
             Sweeper(
                 projector.partition,
-                log,
+                guarded,
                 rows,
                 author,
                 runner,

@@ -13,7 +13,7 @@ import structlog
 
 from events import codec, invocation, selector, session
 from events.envelope import NewEvent
-from events.errors import HublogError, Internal, InvalidArguments, KeyReused
+from events.errors import HublogError, Internal, InvalidArguments, KeyReused, OutcomeUnknown, Unavailable
 from events.ids import EventId, HubName, Position, keyed_id
 from events.invocation import Requested
 from events.selector import Route, Selector
@@ -329,6 +329,9 @@ class LogInvocationRouter:
             outcome: Outcome | HublogError
             try:
                 outcome = await judging
+            except Unavailable as error:
+                # It is written, so this must not read as if it were not.
+                outcome = OutcomeUnknown(f"the call is written, what became of it could not be told: {error.message}")
             except HublogError as error:
                 outcome = error
             except Exception as exc:  # noqa: BLE001  as above

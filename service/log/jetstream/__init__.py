@@ -6,6 +6,7 @@
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from events.envelope import NewEvent, Recorded
+from events.errors import LogUnavailable
 from events.ids import Epoch
 from service.log.jetstream import streams
 from service.log.jetstream.append import Writer
@@ -20,6 +21,7 @@ from service.telemetry.tracing import OFF, Tracing
 __all__ = ["JetStreamLog", "jetstream_log", "migrate_log"]
 
 CLOSE_DEADLINE_S = 5.0
+PROBE_TIMEOUT_S = 1.0
 
 
 class JetStreamLog:
@@ -36,6 +38,7 @@ class JetStreamLog:
         self._writer = Writer(client, replies, self._reader, shape.partitions, tracing)
         self._feed = Feed(client)
         self._leases = streams.Leases(replies, self._reader)
+        self._probed = 0
 
     @property
     def epoch(self) -> Epoch:
@@ -102,6 +105,27 @@ class JetStreamLog:
     async def lease_all(self) -> dict[str, tuple[bytes, int]]:
         """Every lease with the broker's time of it (µs)."""
         return await self._leases.all()
+
+    # -- health
+
+    async def probe(self) -> None:
+        """Ask the leader of one partition after the other for a sign of life.
+
+        Any answer that came meanwhile is one, whoever had asked: a server that is busy is not a server that is silent.
+
+        Raises: LogUnavailable, LogMissing.
+        """
+        heard = self._replies.heard
+        self._probed = (self._probed + 1) % self._shape.partitions
+        try:
+            await self._reader.info(self._probed, timeout_s=PROBE_TIMEOUT_S)
+        except LogUnavailable as exc:
+            if not isinstance(exc.__cause__, TimeoutError) or self._replies.heard == heard:
+                raise
+
+    def refuse_waiting(self) -> None:
+        """Give up what waits behind others and was never sent."""
+        self._writer.refuse_waiting(LogUnavailable("NATS does not answer; it was never sent"))
 
     async def close(self) -> None:
         """Take nothing more, wait a moment for what is in flight, and go. Every ``done`` has been called afterwards."""

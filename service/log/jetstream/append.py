@@ -138,8 +138,12 @@ class Writer:
             self._timer = loop.call_later(TICK_S, self._tick)
 
     def lost(self) -> None:
+        self.refuse_waiting(LogUnavailable("the connection to NATS was lost; it was never sent"))
+
+    def refuse_waiting(self, error: HublogError) -> None:
+        """End what is held in the lanes and was never sent."""
         for lane in self._lanes:
-            lane.refuse_held(LogUnavailable("the connection to NATS was lost; it was never sent"))
+            lane.refuse_held(error)
 
     def regained(self) -> None:
         """The lanes try by themselves."""
@@ -289,8 +293,7 @@ class Writer:
     async def close(self, deadline_s: float) -> None:
         """Take nothing more; wait for what is in flight, at most so long; then say of the rest that nobody knows."""
         self._closed = True
-        for lane in self._lanes:
-            lane.refuse_held(LogUnavailable("the log is closing; it was never sent"))
+        self.refuse_waiting(LogUnavailable("the log is closing; it was never sent"))
         async with asyncio.TaskGroup() as group:
             for lane in self._lanes:
                 group.create_task(lane.emptied(deadline_s))

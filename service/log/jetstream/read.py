@@ -129,8 +129,8 @@ class Reader:
 
     # -- on the leader
 
-    async def info(self, number: int) -> Info:
-        raw = await self._replies.request(f"$JS.API.STREAM.INFO.{stream(number)}", b"")
+    async def info(self, number: int, *, timeout_s: float = REQUEST_TIMEOUT_S) -> Info:
+        raw = await self._replies.request(f"$JS.API.STREAM.INFO.{stream(number)}", b"", timeout_s=timeout_s)
         info = _infos.decode(raw)
         if info.error is not None:
             raise _refusal(info.error)

@@ -32,6 +32,7 @@ class Replies:
 
     def __init__(self, client: SyncClient) -> None:
         self.client = client
+        self.heard = 0  # answers that came, whoever waited for them: a sign of life
         self._waiting: dict[int, Waiter] = {}
         self._last = 0
         self._prefix = f"_INBOX.{secrets.token_hex(11)}."
@@ -52,6 +53,7 @@ class Replies:
         self._waiting.pop(token, None)
 
     def _on_reply(self, subject: bytes, _reply: bytes, payload: bytes, headers: bytes | None) -> None:
+        self.heard += 1
         waiter = self._waiting.get(int(subject[self._skip :]))
         if waiter is not None:
             waiter.answered(payload, headers)
