@@ -7,6 +7,7 @@ know what readiness depends on: the composition root hands in named checks.
 import asyncio
 import errno
 import inspect
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
@@ -24,8 +25,14 @@ Check = Callable[[], str | Awaitable[str | None] | None]
 """None when all is well, else what is wrong, in words."""
 
 
-def admin_app(metrics: Metrics, checks: Mapping[str, Check]) -> web.Application:
-    """The three routes. ``/livez`` answers as long as the loop turns; ``/readyz`` runs every check and says why not."""
+def admin_app(
+    metrics: Metrics, checks: Mapping[str, Check], *, details: Callable[[], Mapping[str, object]] = dict
+) -> web.Application:
+    """The three routes. ``/livez`` answers as long as the loop turns; ``/readyz`` runs every check and says why not.
+
+    ``/readyz`` also says which process answers, since another one may have taken the port, and ``details``, which make
+    nothing ready or not.
+    """
 
     async def livez(_request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -33,7 +40,12 @@ def admin_app(metrics: Metrics, checks: Mapping[str, Check]) -> web.Application:
     async def readyz(_request: web.Request) -> web.Response:
         found = await asyncio.gather(*(_run(check) for check in checks.values()))
         wrong = {name: why for name, why in zip(checks, found, strict=True) if why is not None}
-        body = {"ready": not wrong, "checks": {name: wrong.get(name, "ok") for name in checks}}
+        body = {
+            "ready": not wrong,
+            "checks": {name: wrong.get(name, "ok") for name in checks},
+            "pid": os.getpid(),
+            **details(),
+        }
         return web.Response(
             status=503 if wrong else 200, body=msgspec.json.encode(body), content_type="application/json"
         )

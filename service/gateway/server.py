@@ -34,6 +34,7 @@ from service import problems
 from service.access.claims import METADATA_BYTES_MAX, Claims
 from service.access.door import Door, may_connect
 from service.gateway import negotiate, tokens
+from service.gateway.arrivals import Arrivals
 from service.gateway.connection import Peer, WireOptions, wire_options
 from service.gateway.context import GatewayContext
 from service.gateway.transports import websocket
@@ -57,9 +58,14 @@ class GatewayServer:
         self.context = context
         self._door = door
         self._in_use: set[str] = set()  # negotiated connections, from before the upgrade is answered to their end
+        self.arrivals = Arrivals(context.limits.handshake_s)
+
+    def runner(self) -> web.AppRunner:
+        """The public port, for ``service.admin.listening``."""
+        return self.arrivals.runner(self.app())
 
     def app(self) -> web.Application:
-        app = web.Application(middlewares=[self._problems])
+        app = web.Application(middlewares=[self.arrivals.middleware, self._problems])
         app.router.add_route("POST", "/hubs/{hub}/negotiate", self._negotiate)
         app.router.add_route("OPTIONS", "/hubs/{hub}/negotiate", self._preflight)
         app.router.add_route("GET", "/hubs/{hub}", self._connect)

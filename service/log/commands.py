@@ -16,12 +16,16 @@ import msgspec
 from events import codec, session
 from events.envelope import Recorded
 from events.errors import Conflict, OutcomeUnknown, Refused, Unavailable
+from service.breaker import RetryBudget
 from service.log.author import Author
 from service.log.port import EventLog
 
 CONFLICT_DEADLINE_S = 2.0
 BACKOFF_S = (0.005, 0.040)
 INSIST_BACKOFF_S = (0.1, 1.0)
+# Of all commands of a runner: a fraction of what the log takes, so that repeats never crowd out what is new.
+REPEATS_PER_S = 1_000.0
+REPEATS_AT_ONCE = 1_000.0
 
 State = TypeVar("State")
 Command_contra = TypeVar("Command_contra", contravariant=True)
@@ -81,6 +85,7 @@ class CommandRunner(Generic[State, Command]):
         # Lock and how many want it: gone again with the last of them.
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
         self.conflicts = 0
+        self.repeats = RetryBudget(REPEATS_PER_S, REPEATS_AT_ONCE, time.monotonic())
 
     async def load(self, subject: str) -> Known[State]:
         """The state as the leader knows it."""
@@ -100,9 +105,10 @@ class CommandRunner(Generic[State, Command]):
 
         ``hint`` gives a state that may be stale: it saves a read, and whatever it refuses or calls done is checked
         on the leader before it is believed. With ``insist`` a command is repeated until the log answers; cancel it to
-        give up.
+        give up. All repeats share one budget: beyond it a command ends as Conflict, and one that insists waits.
 
-        Raises: Refused (and its kin, from decide), Conflict (others were quicker for 2 s), Unavailable, OutcomeUnknown.
+        Raises: Refused (and its kin, from decide), Conflict (others were quicker for 2 s, or very many repeat at once),
+        Unavailable, OutcomeUnknown.
         """
         async with self._alone(subject):
             known = hint() if hint is not None else None
@@ -112,13 +118,17 @@ class CommandRunner(Generic[State, Command]):
                     return await self._attempt(subject, command, actor, known)
                 except Conflict:
                     self.conflicts += 1
-                    if time.monotonic() > deadline_s and not insist:
+                    may = self.repeats.take(time.monotonic())
+                    if not insist and (not may or time.monotonic() > deadline_s):
                         raise
                     await asyncio.sleep(random.uniform(*BACKOFF_S))  # noqa: S311  jitter is no secret
                 except (Unavailable, OutcomeUnknown):
                     if not insist:
                         raise
+                    may = False
+                while not may:
                     await asyncio.sleep(random.uniform(*INSIST_BACKOFF_S))  # noqa: S311
+                    may = self.repeats.take(time.monotonic())
                 known = None
 
     async def _attempt(self, subject: str, command: Command, actor: str, hint: Known[State] | None) -> Executed[State]:

@@ -10,7 +10,7 @@ import structlog
 
 from events.errors import HublogError
 from service import VERSION
-from service.admin import serving
+from service.admin import listening
 from service.delivery import repair
 from service.delivery.feed import Dispatcher
 from service.gateway.context import GatewayContext
@@ -79,7 +79,7 @@ async def run(settings: Settings, index: int) -> None:
         async with (
             operable(settings, "gateway", node, offset=index, told_to_stop=told_to_stop, checks=checks) as metrics,
             _rounds(dispatchers, lease, server, settings.nats_grace_s, nats.job()),
-            serving(server.app(), settings.host, port, setting="HUBLOG_GATEWAY_PORT"),
+            listening(server.runner(), settings.host, port, setting="HUBLOG_GATEWAY_PORT"),
         ):
             _measure(metrics, server, dispatchers, lease)
             measure_door(metrics, door)

@@ -10,9 +10,11 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 
 import aiohttp
+import msgspec
 
 from events.errors import Misconfigured
 from service.up.board import Entry, Role
@@ -161,10 +163,26 @@ class Process(Unit):
                     )
                 try:
                     async with session.get(f"{self._admin_url}/readyz") as answer:
-                        if answer.status == 200:
-                            return
                         why = (await answer.text()).strip()
+                        if (other := _answered_by(why)) != child.pid:
+                            why = f"another process ({other or 'not of hublog'}) has its port"
+                        elif answer.status == HTTPStatus.OK:
+                            return
                 except (aiohttp.ClientError, TimeoutError) as exc:
                     why = f"it did not answer ({exc})"
                 await asyncio.sleep(READY_POLL_S)
         raise Misconfigured(f"{self.name} was not ready within {READY_TIMEOUT_S:.0f} s: {why}; see {child.log_file}")
+
+
+class _Readiness(msgspec.Struct, frozen=True):
+    """As much of an answer as tells whose it is."""
+
+    pid: int
+
+
+def _answered_by(body: str) -> int | None:
+    """Whose answer it is: of two installations that start on the same ports at the same moment, one gets them."""
+    try:
+        return msgspec.json.decode(body, type=_Readiness).pid
+    except msgspec.DecodeError:
+        return None

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 
 import aiohttp
 import pytest
@@ -29,11 +30,17 @@ async def test_readiness_says_why_not_and_recovers_by_itself(metrics: Metrics) -
     async def schema() -> str | None:
         return None
 
-    app = admin_app(metrics, {"nats": lambda: trouble["nats"], "schema": schema})
+    checks = {"nats": lambda: trouble["nats"], "schema": schema}
+    app = admin_app(metrics, checks, details=lambda: {"canary": None})
     async with serving(app, "127.0.0.1", 0, setting="HUBLOG_ADMIN_PORT") as port:
         status, body = await get(f"http://127.0.0.1:{port}/readyz")
         assert status == 503
-        assert json.loads(body) == {"ready": False, "checks": {"nats": "disconnected for 3 s", "schema": "ok"}}
+        assert json.loads(body) == {
+            "ready": False,
+            "checks": {"nats": "disconnected for 3 s", "schema": "ok"},
+            "pid": os.getpid(),
+            "canary": None,
+        }
         assert (await get(f"http://127.0.0.1:{port}/livez"))[0] == 200
         trouble["nats"] = None
         assert (await get(f"http://127.0.0.1:{port}/readyz"))[0] == 200

@@ -13,7 +13,7 @@ import uvloop
 
 from service.access.door import Door
 from service.access.origins import Origins
-from service.admin import serving
+from service.admin import listening
 from service.delivery import repair
 from service.delivery.feed import Dispatcher
 from service.gateway import server as gateway_server
@@ -65,7 +65,7 @@ async def make_node(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeNode]:
             server = GatewayServer(context, door or Door(origins=Origins(origins, named_hosts=False)))
             for part in (repair.run(context.dispatchers[0]), server.tick()):
                 stack.push_async_callback(_stop, asyncio.ensure_future(part))
-            port = await stack.enter_async_context(serving(server.app(), "127.0.0.1", 0, setting="-"))
+            port = await stack.enter_async_context(listening(server.runner(), "127.0.0.1", 0, setting="-"))
             return Node(log, server, ring, f"http://127.0.0.1:{port}")
 
         yield make

@@ -19,6 +19,7 @@ from events.errors import (
 from events.ids import EventId, HubName
 from events.session import Close, Join, Leave, Open
 from events.subjects import HubSubjects
+from service.breaker import RetryBudget
 from service.log import commands
 from service.log.commands import CommandRunner, Known, SessionAggregate
 from service.log.memory import MemoryEventLog
@@ -248,3 +249,22 @@ async def test_every_event_of_a_command_names_who_did_it(runner, log):
     recorded = await log.last(SUBJECT)
     assert recorded is not None
     assert codec.envelope(recorded.payload).actor == "user:admin"
+
+
+async def test_beyond_the_budget_a_conflict_is_given_back_and_who_insists_waits(runner, elsewhere, log, monkeypatch):
+    monkeypatch.setattr(commands, "INSIST_BACKOFF_S", (0.001, 0.002))
+    await runner.execute(SUBJECT, OPEN, actor="session:s")
+    others = iter(range(100))
+    log.before = lambda: elsewhere(Join((f"g{next(others)}",)))
+    runner.repeats = RetryBudget(0.0, 2.0, 0.0)
+    with pytest.raises(Conflict):
+        await runner.execute(SUBJECT, Join(("mine",)), actor="session:s")
+    assert (runner.conflicts, runner.repeats.refused) == (3, 1)
+    insisting = asyncio.create_task(runner.execute(SUBJECT, Close("client"), actor="session:s", insist=True))
+    async with asyncio.timeout(5):
+        while runner.repeats.refused < 4:  # noqa: ASYNC110  nothing tells when it is refused
+            await asyncio.sleep(0.001)
+    assert runner.conflicts == 4, "it has not asked the log again"
+    log.before = lambda: None
+    runner.repeats = RetryBudget(1.0, 1.0, 0.0)
+    assert [type(event) for event in (await insisting).events] == [session.Closed]
