@@ -11,7 +11,7 @@ from service.up.units import Process
 
 
 async def test_what_another_process_answers_is_no_readiness(tmp_path: Path) -> None:
-    metrics = Metrics("api", "another")
+    metrics = Metrics("another")
     async with serving(admin_app(metrics, {}), "127.0.0.1", 0, setting="-") as port:
         ours = Process(
             "api",
