@@ -11,8 +11,7 @@ from service.up.units import Process
 
 
 async def test_what_another_process_answers_is_no_readiness(tmp_path: Path) -> None:
-    metrics = Metrics("another")
-    async with serving(admin_app(metrics, {}), "127.0.0.1", 0, setting="-") as port:
+    async with serving(admin_app(Metrics("api"), {}), "127.0.0.1", 0, setting="-") as port:
         ours = Process(
             "api",
             environment={},  # it refuses to start, and takes a moment to say so
@@ -23,5 +22,4 @@ async def test_what_another_process_answers_is_no_readiness(tmp_path: Path) -> N
         )
         with pytest.raises(Misconfigured, match="api ended before it was ready") as refused:
             await ours.start()
-    metrics.shutdown()
     assert "HUBLOG_NATS_URL is not set" in refused.value.message
