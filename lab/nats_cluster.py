@@ -159,6 +159,13 @@ class NatsCluster:
             if index in {one, other}:
                 road.part()
 
+    def mute(self, one: int, towards: int) -> None:
+        """Hold back what one node says to another, on the routes that there are, until :meth:`heal`."""
+        for (near, far), directions in (((one, towards), (0,)), ((towards, one), (1,))):
+            road = self._roads[near, far]
+            for link in road.links:
+                link.stall(directions)
+
     def heal(self) -> None:
         for road in self._roads.values():
             road.heal()

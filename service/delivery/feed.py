@@ -30,6 +30,8 @@ BUFFER_BYTES_MAX = 64 * 1024 * 1024
 # it would fill the outboxes of clients that read as fast as anybody can.
 BURST_BYTES = 64 * 1024
 
+RENEWED_LATE_S = 4.0  # twice the time between two renewals of a lease
+
 REQUESTED = "invocation.requested.v1"
 
 # (kind of wire, target, arguments, position) -> one frame, the same bytes for every connection of a kind. Kind 0 is
@@ -278,12 +280,16 @@ class Dispatcher:
 
     def renewed(self, holds_until_s: float) -> None:
         """The node's lease holds until then (monotonic)."""
+        if holds_until_s - self.holds_until_s > RENEWED_LATE_S:
+            # Its server may have been cut off from the others, and what they stored meanwhile was not heard.
+            self.hold("lease renewed late", None)
         self.holds_until_s = holds_until_s
         self._wake.set()
 
     def observe(self) -> None:
-        """Hold with every disconnect, before anything that comes after it."""
+        """Hold with every disconnect, before anything that comes after it, and with every other doubt of the feed."""
         self.feed.observe(lambda: self.hold("disconnected", None), self._wake.set)
+        self.feed.doubt(self.partition, lambda reason: self.hold(reason, None))
 
     # ---------------------------------------------------------------- what an event does
 

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from events import audience, codec, session
-from events.errors import HublogError
+from events.errors import HublogError, LogUnavailable
 from events.ids import HubName
 from events.subjects import HubSubjects
 from service.delivery.feed import Dispatcher
@@ -117,7 +117,10 @@ class Handover:
             if one.gate.dropped:
                 one.gate.restart()  # before H is asked for: what was dropped lies below it
         await dispatcher.feed.flush()
+        heard = max(dispatcher.position, *(one.attached for one in resumers))
         high = await dispatcher.log.last_sequence(dispatcher.partition)
+        if high < heard:
+            raise LogUnavailable("the stream's leader does not know what was heard already: it is none any more")
         first = await dispatcher.log.first_sequence(dispatcher.partition)
         for one in resumers:
             if one.cursor + 1 < first:  # trimmed since the resume was granted: it cannot be made whole any more

@@ -16,7 +16,7 @@ import structlog
 
 from events import codec, session
 from events.envelope import Recorded
-from events.errors import HublogError, Suspended
+from events.errors import HublogError, LogUnavailable, Suspended
 from service.delivery.feed import BURST_BYTES, Dispatcher
 from service.delivery.interest import Chain
 
@@ -114,6 +114,8 @@ async def _read_all(dispatcher: Dispatcher) -> int:
     log, interest = dispatcher.log, dispatcher.interest
     await dispatcher.feed.flush()
     high = await log.last_sequence(dispatcher.partition)
+    if high < dispatcher.position:
+        raise LogUnavailable("the stream's leader does not know what was heard already: it is none any more")
     chains = list(interest.chains())
     lasts = await log.last_many([chain.subject for chain in chains], up_to=high) if high else {}
     moved = [chain for chain in chains if chain.subject in lasts and lasts[chain.subject].sequence > chain.known]

@@ -17,7 +17,7 @@ from events.envelope import NewEvent, Recorded
 from events.errors import Conflict, HublogError, KeyReused, LogRegressed, LogUnavailable, PayloadTooLarge
 from events.ids import Epoch
 from events.subjects import partition as partition_of
-from service.log.port import APPEND_EVENTS_MAX, Done, OnMessage, Stored, must_be
+from service.log.port import APPEND_EVENTS_MAX, Done, OnDoubt, OnMessage, Stored, must_be
 
 IDLE_S = 1.0
 PAYLOAD_BYTES_MAX = 1024 * 1024  # as NATS, unless told otherwise
@@ -77,6 +77,7 @@ class MemoryEventLog:
         self._connected = True
         self._closed = False
         self._observers: list[tuple[Callable[[], None], Callable[[], None]]] = []
+        self._doubters: list[tuple[int, OnDoubt]] = []
         self._failures: deque[HublogError] = deque()
         self._dropping = 0
         self._leases: dict[str, tuple[bytes, int, int]] = {}
@@ -104,6 +105,11 @@ class MemoryEventLog:
             self._connected = True
             for _, regained in self._observers:
                 regained()
+
+    def change_leader(self, partition: int) -> None:
+        for of, on_doubt in self._doubters:
+            if of == partition:
+                on_doubt("leader changed")
 
     def forget(self, partition: int, before: int) -> None:
         """Drop the events of a partition below a sequence, as age does."""
@@ -280,6 +286,9 @@ class MemoryEventLog:
 
     def observe(self, on_disconnected: Callable[[], None], on_connected: Callable[[], None]) -> None:
         self._observers.append((on_disconnected, on_connected))
+
+    def doubt(self, partition: int, on_doubt: OnDoubt) -> None:
+        self._doubters.append((partition, on_doubt))
 
     # -- leases
 

@@ -30,6 +30,7 @@ Done = Callable[[Stored | HublogError], None]
 # (subject in the ev. form, sequence, previous sequence on that subject or 0, payload). Called synchronously, in order.
 # The payload of a traced event is an ``events.trace.Traced``.
 OnMessage = Callable[[str, int, int, bytes], None]
+OnDoubt = Callable[[str], None]
 
 
 def must_be(subject: str, *, conditional: bool) -> None:
@@ -131,6 +132,15 @@ class LiveFeed(Protocol):
 
     def observe(self, on_disconnected: Callable[[], None], on_connected: Callable[[], None]) -> None:
         """Call these, synchronously, as the connection goes and comes: ``on_disconnected`` before any later message."""
+        ...
+
+    def doubt(self, partition: int, on_doubt: OnDoubt) -> None:
+        """Call this, synchronously, with a reason, when events of a partition may have gone unheard although the
+        connection stands: its stream has another leader, or the servers of a cluster have lost or found each other.
+
+        Notice comes soon, not first: an event of the new leader may overtake it. What was stored and not heard is in
+        the log by then.
+        """
         ...
 
     @property

@@ -22,7 +22,7 @@ from events.ids import EventId
 from projections.read.sweeping import Life
 from service.log.author import Author
 from service.log.port import Stored
-from service.nodes.lease import LeaseRecord
+from service.nodes.lease import WITNESS, LeaseRecord
 from service.nodes.rows import Lives
 
 LOOK_EVERY_S = 1.0
@@ -45,6 +45,8 @@ class Leases(Protocol):
     def connected(self) -> bool: ...
 
     def observe(self, on_disconnected: Callable[[], None], on_connected: Callable[[], None]) -> None: ...
+
+    async def lease_put(self, key: str, value: bytes) -> int: ...
 
     async def lease_all(self) -> dict[str, tuple[bytes, int]]: ...
 
@@ -167,12 +169,14 @@ class Judge:
         """
         began_s = self._clock()
         async with asyncio.timeout(GAP_MAX_S):
+            # While nobody leads the bucket, nobody can renew, and any replica still reads: to write is the proof.
+            await self._leases.lease_put(WITNESS, b"")
             found = await self._leases.lease_all()
         ended_s = self._clock()
         renewals: dict[str, int] = {}
         nodes: dict[str, str] = {}
-        for value, stored_at_us in found.values():
-            record = _read(value)
+        for key, (value, stored_at_us) in found.items():
+            record = _read(value) if key != WITNESS else None
             if record is not None:
                 renewals[record.incarnation], nodes[record.incarnation] = stored_at_us, record.node
         answered = await self._learn(renewals, nodes)

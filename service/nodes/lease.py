@@ -20,8 +20,10 @@ from service.log.author import Author
 from service.log.port import EventLog
 
 RENEW_EVERY_S = 2.0
+RETRY_EVERY_S = 0.25
 SUSPENDED_AFTER_S = 8.0
 WATCH_EVERY_S = 0.5
+WITNESS = "_witness"  # the key under which a judge writes: no name of a node begins like it
 GOODBYE_S = 3.0  # a process that was told to stop has one deadline for everything
 
 _log = structlog.get_logger(__name__)
@@ -81,10 +83,10 @@ class Lease:
         await self._write(started)
 
     async def keep(self) -> None:
-        """Renew for ever; what fails is tried again with the next renewal. Ends by cancellation."""
+        """Renew for ever; what fails is soon tried again, within what is left of the lease. Ends by cancellation."""
         failing = False
         while True:
-            await asyncio.sleep(RENEW_EVERY_S)
+            await asyncio.sleep(RETRY_EVERY_S if failing else RENEW_EVERY_S)
             try:
                 if await self._called_lost():
                     await self._begin_anew()
@@ -176,7 +178,9 @@ class LastRenewals:
     async def refresh(self) -> None:
         """Raises: LogUnavailable."""
         seen: dict[str, int] = {}
-        for value, stored_at_us in (await self._bucket.lease_all()).values():
+        for key, (value, stored_at_us) in (await self._bucket.lease_all()).items():
+            if key == WITNESS:
+                continue
             try:
                 record = msgspec.json.decode(value, type=LeaseRecord)
             except msgspec.DecodeError:

@@ -392,6 +392,27 @@ async def test_a_replica_that_lags_is_not_believed(clean_nats: NatsServer, admin
         assert len(replica.asked) == 7
 
 
+async def test_a_leader_that_leads_no_more_is_not_believed_for_a_while(
+    clean_nats: NatsServer, open_log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off from the others, it goes on answering with what it has."""
+    await migrate_log(clean_nats.url, random=RANDOM)
+    log: JetStreamLog = await open_log()
+    log._reader._replicas = 3
+    await log.publish("ev.0.h.all", event())
+    assert await log.last_sequence(0) == 1
+    log._reader.reached(0, 2)
+    with pytest.raises(LogUnavailable, match="EV_0 ends at 1, which it had passed"):
+        await log.last_sequence(0)
+    with pytest.raises(LogUnavailable, match="a former leader"):
+        await log._reader._nothing_more("ev.0.h.g.other", 1, 2)
+    await log.publish("ev.0.h.all", event())
+    assert await log.last_sequence(0) == 2
+    monkeypatch.setattr("service.log.jetstream.read.FORMER_LEADER_S", 0.0)
+    with pytest.raises(LogRegressed, match="ends at 2, it was read up to 9"):
+        await anext(log.follow(0, 9))
+
+
 async def follow_for_ever(log: JetStreamLog) -> None:
     async with aclosing(log.follow(0, 0)) as batches:
         async for _ in batches:

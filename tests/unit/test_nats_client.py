@@ -17,6 +17,7 @@ from service.log.jetstream.client import Listening, SyncClient
 OVERRIDDEN = {
     "_process_msg": ["self", "sid", "subject", "reply", "data", "headers"],
     "_process_pong": ["self"],
+    "_process_info": ["self", "info", "initial_connection"],
     "_process_err": ["self", "err_msg"],
     "_process_op_err": ["self", "e"],
     "_send_ping": ["self", "future"],

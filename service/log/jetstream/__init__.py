@@ -15,7 +15,7 @@ from service.log.jetstream.cursor import Cursor
 from service.log.jetstream.feed import Feed
 from service.log.jetstream.read import Reader
 from service.log.jetstream.replies import Replies
-from service.log.port import Done, OnMessage, Stored
+from service.log.port import Done, OnDoubt, OnMessage, Stored
 from service.telemetry.tracing import OFF, Tracing
 
 __all__ = ["JetStreamLog", "jetstream_log", "migrate_log"]
@@ -37,6 +37,7 @@ class JetStreamLog:
         self._reader = Reader(client, replies, shape.replicas)
         self._writer = Writer(client, replies, self._reader, shape.partitions, tracing)
         self._feed = Feed(client)
+        self._reader.on_leader = self._feed.led_by
         self._leases = streams.Leases(replies, self._reader)
         self._probed = 0
 
@@ -91,6 +92,9 @@ class JetStreamLog:
 
     def observe(self, on_disconnected: Callable[[], None], on_connected: Callable[[], None]) -> None:
         self._feed.observe(on_disconnected, on_connected)
+
+    def doubt(self, partition: int, on_doubt: OnDoubt) -> None:
+        self._feed.doubt(partition, on_doubt)
 
     # -- leases
 

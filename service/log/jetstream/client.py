@@ -82,6 +82,8 @@ class SyncClient(Client):
         self._delay_s = RECONNECT_FIRST_S
         self._turn = 0
         self.last_problem: str | None = None
+        self.on_cluster_changed: Callable[[], None] = lambda: None
+        self._cluster: frozenset[str] = frozenset()
         super().__init__()
 
     # -- the way in and out, all synchronous
@@ -177,6 +179,12 @@ class SyncClient(Client):
             found.callback(subject, reply, data, headers)
         except Exception:
             log.exception("nats.callback_failed", subject=subject.decode(errors="replace"))
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001, FBT002 — the shape of nats-py
+        await super()._process_info(info, initial_connection)
+        before, self._cluster = self._cluster, frozenset(info.get("connect_urls") or ())
+        if not initial_connection and before != self._cluster:
+            self.on_cluster_changed()
 
     async def _process_pong(self) -> None:
         if self._pongs and self._pongs[0].done():

@@ -256,6 +256,7 @@ class _Identity:
 
     async def check(self, after: int) -> None:
         """Raises: LogRegressed, LogMissing, LogUnavailable."""
+        self._reader.reached(self._number, after)
         info = await self._reader.info(self._number)
         name = stream(self._number)
         if self._created is not None and info.created != self._created:
@@ -268,5 +269,7 @@ class _Identity:
 
     async def confirm(self, sequence: int) -> None:
         """A sequence did not come: was it lost on the way, or is it gone? Raises: LogRegressed if it is gone."""
+        self._reader.reached(self._number, sequence)
+        await self._reader.info(self._number)
         if await self._reader.at(self._number, sequence) is None:
             raise LogRegressed(f"{stream(self._number)} has no sequence {sequence}", sequence=sequence)

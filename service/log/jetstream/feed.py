@@ -2,6 +2,10 @@
 
 Owns the two sequence numbers in the headers and the mapping of subjects. A hot path: per message it makes one string
 and two integers. Does not notice holes; the previous sequence that it hands on is what delivery notices them by.
+
+Only the leader of a stream republishes, at most once, behind the storing: what one stored last and did not live to
+republish, no other repeats. So every sign of another leader is handed on as a doubt: the server's advisory, another
+name in what the leader says of the stream, and routes between servers that went or came.
 """
 
 from collections.abc import Callable
@@ -10,9 +14,11 @@ from nats import errors as nats_errors
 
 from events import trace
 from events.errors import LogUnavailable
-from events.subjects import live
+from events.subjects import live, stream
 from service.log.jetstream.client import Listening, SyncClient
-from service.log.port import OnMessage
+from service.log.port import OnDoubt, OnMessage
+
+LEADER_ELECTED = "$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED."
 
 # The server appends these, in this order, behind whatever the publisher wrote.
 _ADDED = b"\r\nNats-Stream: "
@@ -25,6 +31,9 @@ class Feed:
 
     def __init__(self, client: SyncClient) -> None:
         self._client = client
+        self._doubters: dict[int, list[OnDoubt]] = {}
+        self._leaders: dict[int, str] = {}
+        client.on_cluster_changed = self._cluster_changed
 
     @property
     def connected(self) -> bool:
@@ -56,6 +65,33 @@ class Feed:
 
     def observe(self, on_disconnected: Callable[[], None], on_connected: Callable[[], None]) -> None:
         self._client.observe(_Observer(on_disconnected, on_connected))
+
+    def doubt(self, partition: int, on_doubt: OnDoubt) -> None:
+        known = self._doubters.setdefault(partition, [])
+        known.append(on_doubt)
+        if len(known) > 1:
+            return
+
+        def elected(_subject: bytes, _reply: bytes, _payload: bytes, _headers: bytes | None) -> None:
+            self._leaders.pop(partition, None)
+            self._tell(partition, "leader changed")
+
+        self._client.listen(LEADER_ELECTED + stream(partition), elected)
+
+    def led_by(self, partition: int, leader: str) -> None:
+        """Somebody has asked who leads: an advisory may be lost, or not permitted."""
+        before = self._leaders.get(partition)
+        self._leaders[partition] = leader
+        if before is not None and before != leader:
+            self._tell(partition, "leader changed")
+
+    def _cluster_changed(self) -> None:
+        for partition in self._doubters:
+            self._tell(partition, "servers of the cluster came or went")
+
+    def _tell(self, partition: int, reason: str) -> None:
+        for on_doubt in self._doubters.get(partition, ()):
+            on_doubt(reason)
 
 
 class _Observer:

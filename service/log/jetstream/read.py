@@ -7,7 +7,7 @@ it was stored, headers verbatim, whichever way it was read. Knows nothing of wha
 import asyncio
 import base64
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import datetime
 
 import msgspec
@@ -25,6 +25,8 @@ READ_BATCH_MAX = 1_000  # direct get has no flow control: what one answer may ho
 READ_BYTES_MAX = 4 * 1024 * 1024
 READ_DEADLINE_S = 15.0  # without any progress
 RETRY_S = 0.05
+ASK_AGAIN_S = 1.0
+FORMER_LEADER_S = 25.0  # so long, at most, a server that was cut off from the others may take itself for the leader
 
 ENDS = {b"204", b"404"}  # the status behind a complete answer: end of batch, nothing found
 NO_MESSAGE = 10037
@@ -50,11 +52,16 @@ class _State(msgspec.Struct, frozen=True):
     last_seq: int = 0
 
 
+class _Cluster(msgspec.Struct, frozen=True):
+    leader: str = ""
+
+
 class Info(msgspec.Struct, frozen=True):
     """What the leader says of a stream."""
 
     created: str = ""
     state: _State = _State()
+    cluster: _Cluster = _Cluster()
     error: ApiError | None = None
 
     @property
@@ -126,15 +133,41 @@ class Reader:
         self._client = client
         self._replies = replies
         self._replicas = replicas
+        self.on_leader: Callable[[int, str], None] = lambda _number, _name: None
+
+        self._reached: dict[int, int] = {}
+        self._shorter_since: dict[int, float] = {}
 
     # -- on the leader
 
+    def reached(self, number: int, sequence: int) -> None:
+        """The stream is known to have got so far."""
+        if sequence > self._reached.get(number, 0):
+            self._reached[number] = sequence
+
     async def info(self, number: int, *, timeout_s: float = REQUEST_TIMEOUT_S) -> Info:
-        raw = await self._replies.request(f"$JS.API.STREAM.INFO.{stream(number)}", b"", timeout_s=timeout_s)
+        """What the leader says. Raises: LogMissing, LogUnavailable, for a while also where a stream is shorter than it
+        was: then a server may have answered that leads no more.
+        """
+        subject = f"$JS.API.STREAM.INFO.{stream(number)}"
+        raw = await self._replies.request(subject, b"", timeout_s=timeout_s, again_s=ASK_AGAIN_S)
         info = _infos.decode(raw)
         if info.error is not None:
             raise _refusal(info.error)
+        if info.cluster.leader:
+            self.on_leader(number, info.cluster.leader)
+        if self._replicas > 1:
+            self._no_former_leader(number, info.last)
         return info
+
+    def _no_former_leader(self, number: int, last: int) -> None:
+        if last >= self._reached.get(number, 0):
+            self._shorter_since.pop(number, None)
+            self._reached[number] = last
+            return
+        now = asyncio.get_running_loop().time()
+        if now - self._shorter_since.setdefault(number, now) < FORMER_LEADER_S:
+            raise LogUnavailable(f"{stream(number)} ends at {last}, which it had passed: a former leader has answered")
 
     async def last(self, subject: str) -> Recorded | None:
         return await self.get(stream(partition(subject)), {"last_by_subj": subject})
@@ -148,7 +181,8 @@ class Reader:
 
     async def get(self, name: str, query: dict[str, object]) -> Recorded | None:
         """One message of a stream, as its leader answers."""
-        raw = await self._replies.request(f"$JS.API.STREAM.MSG.GET.{name}", msgspec.json.encode(query))
+        asked = msgspec.json.encode(query)
+        raw = await self._replies.request(f"$JS.API.STREAM.MSG.GET.{name}", asked, again_s=ASK_AGAIN_S)
         answer = _gets.decode(raw)
         if answer.message is not None:
             found = answer.message
@@ -235,7 +269,10 @@ class Reader:
         if self._replicas == 1 or wanted > last:
             return True
         found = await self.next_on(subject, wanted)
-        return found is None or found.sequence > last
+        if found is not None:
+            return found.sequence > last
+        # Cut off from the others, a server takes itself for the leader some seconds longer.
+        return (await self.info(partition(subject))).last >= last
 
     async def _direct(self, name: str, query: dict[str, object]) -> tuple[bytes, list[Recorded]]:
         """One direct get: the status block that ended it, and what came before."""

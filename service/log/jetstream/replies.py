@@ -66,15 +66,22 @@ class Replies:
         """Nothing to do: whoever was told of the loss has decided what to ask again."""
 
     async def request(
-        self, subject: str, payload: bytes, headers: bytes | None = None, *, timeout_s: float = REQUEST_TIMEOUT_S
+        self, subject: str, payload: bytes, *, timeout_s: float = REQUEST_TIMEOUT_S, again_s: float | None = None
     ) -> bytes:
-        """One question, one answer. Raises: LogUnavailable (nobody answers, or the connection went)."""
+        """One question, one answer. Raises: LogUnavailable (nobody answers, or the connection went).
+
+        ``again_s``: ask again so often, for what may be asked twice: a server that dies takes the question along, and
+        while a stream has no leader nobody hears it.
+        """
         waiter = _One(asyncio.get_running_loop().create_future())
         token = self.expect(waiter)
         try:
-            self.client.send(subject, self.subject(token), payload, headers)
             async with asyncio.timeout(timeout_s):
-                return await waiter.future
+                while True:
+                    self.client.send(subject, self.subject(token), payload)
+                    await asyncio.wait((waiter.future,), timeout=again_s)
+                    if waiter.future.done():
+                        return waiter.future.result()
         except TimeoutError as exc:
             raise LogUnavailable(f"NATS did not answer within {timeout_s:g} s", subject=subject) from exc
         finally:

@@ -24,6 +24,8 @@ VERSION = "1"
 MAX_AGE_S = 7 * 24 * 3600
 DUPLICATE_WINDOW_S = 120
 DUPLICATE_WINDOW_MIN_S = 90  # a write is repeated for PUBLISH_DEADLINE_S, and must meet itself
+PUT_TIMEOUT_S = 2.0
+PUT_AGAIN_S = 0.5
 _NS = 1_000_000_000
 _NO_CLUSTER, _NO_PEERS = 10074, 10005  # what JetStream says to more replicas than it can keep
 
@@ -230,8 +232,13 @@ class Leases:
         self._reader = reader
 
     async def put(self, key: str, value: bytes) -> int:
-        """Write a key; returns its revision. Raises: LogUnavailable."""
-        ack = msgspec.json.decode(await self._replies.request(LEASE_SUBJECT + token(key), value), type=Ack)
+        """Write a key; returns its revision. Raises: LogUnavailable.
+
+        Sent again until it is answered: a value written twice is the same value, and a lease cannot wait long.
+        """
+        subject = LEASE_SUBJECT + token(key)
+        raw = await self._replies.request(subject, value, timeout_s=PUT_TIMEOUT_S, again_s=PUT_AGAIN_S)
+        ack = msgspec.json.decode(raw, type=Ack)
         if ack.error is not None or ack.seq == 0:
             raise LogUnavailable(f"the lease was not written: {ack.error}")
         return ack.seq

@@ -1,6 +1,7 @@
 """Single histories in which the feed loses something, or a group is new to the node."""
 
 import asyncio
+from time import monotonic
 
 import pytest
 
@@ -243,3 +244,60 @@ async def test_catching_up_on_much_does_not_make_a_slow_client_of_one_who_reads(
         assert not slow, f"2 MB at once, cut after {len(socket.frames)}"
         assert socket.frames == list(range(401))
         assert world.dispatcher.live
+
+
+async def test_another_leader_is_a_reason_to_look_into_the_log() -> None:
+    """The former one may have stored a last message that it did not live to republish."""
+    async with running() as world:
+        world.open(None)
+        await turns(3)
+        world.log.drop_next_live()
+        world.call(selector.All(), None)
+        await turns(20)
+        assert world.peers[0].transport.frames == [0]
+        world.log.change_leader(0)
+        assert not world.dispatcher.live, "nothing may be delivered before it was looked"
+        await settled(world)
+        world.check(holes_allowed=False)
+        assert world.peers[0].transport.frames == [0, 1]
+        assert world.dispatcher.counters.tail_repairs == 0
+
+
+async def test_a_lease_that_was_renewed_late_is_a_reason_too() -> None:
+    """A node on the wrong side of a partition keeps its connection, hears nothing and can renew nothing."""
+    async with running() as world:
+        world.open(None)
+        await turns(3)
+        now = world.dispatcher.holds_until_s = monotonic() + 8
+        for passed_s in (2, 4.5):
+            world.dispatcher.renewed(now + passed_s)
+            assert world.dispatcher.live
+        world.log.drop_next_live()
+        world.call(selector.All(), None)
+        world.dispatcher.renewed(now + 9)
+        await settled(world)
+        assert world.peers[0].transport.frames == [0, 1]
+        assert world.dispatcher.counters.tail_repairs == 0
+
+
+async def test_a_leader_that_does_not_know_what_was_heard_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repair, "RETRY_S", 0.001)
+    async with running() as world:
+        world.open(None)
+        world.call(selector.All(), None)
+        await turns(5)
+        true = world.log.last_sequence
+        asked = 0
+
+        async def former(partition: int) -> int:
+            nonlocal asked
+            asked += 1
+            return (await true(partition)) - (1 if asked < 3 else 0)
+
+        monkeypatch.setattr(world.log, "last_sequence", former)
+        world.log.change_leader(0)
+        async with asyncio.timeout(5):
+            while not world.dispatcher.live:  # noqa: ASYNC110  nothing tells
+                await asyncio.sleep(0)
+        assert asked == 3
+        assert world.peers[0].transport.frames == [0, 1]

@@ -211,3 +211,22 @@ async def test_a_lease_that_nobody_can_read_does_not_stop_the_judge() -> None:
     await world.log.lease_put("odd", b"\xff")
     await world.watch(12)
     assert {lost.node for lost in await world.lost()} == {"gw", "alive"}
+
+
+async def test_time_in_which_nobody_could_renew_does_not_count(monkeypatch) -> None:
+    """The bucket has no leader for a while: every replica still reads, and no node can write."""
+    world = World()
+    alive = await world.start("alive")
+    await world.watch(2, alive)
+    put = world.log.lease_put
+    monkeypatch.setattr(world.log, "lease_put", leaderless)
+    await world.watch(9)
+    monkeypatch.setattr(world.log, "lease_put", put)
+    await world.watch(3)
+    assert await world.lost() == [], "12 s without a renewal, of which 9 could have had none"
+    await world.watch(8)
+    assert [lost.node for lost in await world.lost()] == ["alive"]
+
+
+async def leaderless(_key: str, _value: bytes) -> int:
+    raise LogUnavailable("nobody leads")

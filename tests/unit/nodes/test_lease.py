@@ -124,3 +124,25 @@ async def test_renewals_are_seen_by_incarnation_and_an_outage_leaves_the_last_an
         await again.start()
         await until(lambda: seen.at_us(again.incarnation) is not None, "the new incarnation")
         assert seen.at_us(ann.incarnation) is None, "its key was taken over"
+
+
+async def test_a_renewal_that_failed_is_soon_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "RETRY_EVERY_S", 0.01)
+    log = GatedLog()
+    lease = make(log)
+    await lease.start()
+    put, failures = log.lease_put, 0
+
+    async def failing(key: str, value: bytes) -> int:
+        nonlocal failures
+        leases.RENEW_EVERY_S = 3600.0
+        failures += 1
+        if failures < 3:
+            raise LogUnavailable("nobody leads")
+        return await put(key, value)
+
+    monkeypatch.setattr(log, "lease_put", failing)
+    before = lease.renewed_us
+    async with kept(lease):
+        await until(lambda: lease.renewed_us > before, "a renewal, although the next regular one is an hour away")
+    assert failures == 3
