@@ -32,6 +32,7 @@ TAGS: dict[str, type[Event]] = {
     "node.draining.v1": node.Draining,
     "node.lost.v1": node.Lost,
     "node.delivered.v1": node.Delivered,
+    "node.canary.v1": node.Canary,
 }
 TAG_OF: dict[type[Event], str] = {shape: tag for tag, shape in TAGS.items()}
 

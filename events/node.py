@@ -39,4 +39,11 @@ class Delivered(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     up_to: int
 
 
-Event: TypeAlias = Started | Draining | Lost | Delivered
+class Canary(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """Nothing happened: the incarnation tries the way that events go. On a subject of its own, in every partition."""
+
+    node: str
+    incarnation: str
+
+
+Event: TypeAlias = Started | Draining | Lost | Delivered | Canary

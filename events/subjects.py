@@ -14,8 +14,8 @@ from events.errors import InvalidName
 from events.ids import HubName, b64url, from_b64url, parse_hub, partition_of
 
 CALL_BUCKETS = 256
-SYSTEM_HUB = "_sys"  # no name of a hub: the log's own subjects, always in partition 0
-Kind = Literal["session", "inbox", "group", "user", "all", "many", "call", "room", "node"]
+SYSTEM_HUB = "_sys"  # no name of a hub: the log's own subjects
+Kind = Literal["session", "inbox", "group", "user", "all", "many", "call", "room", "node", "canary"]
 CONDITIONAL: frozenset[Kind] = frozenset({"session", "room"})
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+\Z")
@@ -93,6 +93,11 @@ def node(node_id: str) -> str:
     return f"ev.0.{SYSTEM_HUB}.node.{token(node_id)}"
 
 
+def canary(node_id: str, number: int) -> str:
+    """Where a node tries partition ``number``."""
+    return f"ev.{number}.{SYSTEM_HUB}.canary.{token(node_id)}"
+
+
 def stream(partition: int) -> str:
     return f"EV_{partition}"
 
@@ -122,9 +127,13 @@ def parse(subject: str) -> Subject:
         raise ValueError(f"{subject!r} is not a subject of the log")
     number, hub, rest = int(parts[1]), parts[2], parts[3:]
     if hub == SYSTEM_HUB:
-        if number != 0 or len(rest) != 2 or rest[0] != "node":
-            raise ValueError(f"{subject!r} is not a subject of the log")
-        return Subject(number, hub, "node", name_of(rest[1]))
+        match rest:
+            case ["node", ident] if number == 0:
+                return Subject(number, hub, "node", name_of(ident))
+            case ["canary", ident]:
+                return Subject(number, hub, "canary", name_of(ident))
+            case _:
+                raise ValueError(f"{subject!r} is not a subject of the log")
     try:
         parse_hub(hub)
     except InvalidName as exc:

@@ -183,6 +183,9 @@ def _apply(rows: Rows, place: Subject, written: Envelope, event: Recorded) -> No
         case "node":
             if isinstance(said, node.Event):
                 return _node(rows, said, event)
+        case "canary":
+            if isinstance(said, node.Canary):
+                return None  # to have come this far is all that it is for
     raise UnreadableEvent(f"{written.type[:TYPE_CHARACTERS_MAX]} does not belong on a subject of kind {place.kind}")
 
 
@@ -256,7 +259,7 @@ def _outcome(
 
 
 def _node(rows: Rows, said: node.Event, event: Recorded) -> None:
-    if isinstance(said, node.Delivered):
+    if isinstance(said, node.Delivered | node.Canary):
         return  # how far a node has written is no fact about the node
     _check_names(said.node, said.incarnation)
     seq, at_us = event.sequence, event.stored_at_us

@@ -378,6 +378,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "How long a gateway that lost NATS keeps its connections before it sends them to other nodes.",
         ),
     ] = 30.0
+    canary_every_s: Annotated[
+        float,
+        Variable(
+            "CANARY_EVERY",
+            _seconds(0, 3600),
+            "How often a gateway sends an event the whole way, to the log, back and into the read models, and measures "
+            "it; 0 for never.",
+        ),
+    ] = 60.0
     stale_after_s: Annotated[
         float,
         Variable("STALE_AFTER", _seconds(1, DAY_S), "How old the read models may be before the API is not ready."),

@@ -6,6 +6,7 @@ whoever waits also looks every ``LOOK_S``.
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, LiteralString
 
@@ -16,12 +17,63 @@ from events.ids import Epoch, Position
 
 CHANNEL = "hublog_projected"
 LOOK_S = 0.25
+CONNECT_TIMEOUT_S = 5
 RETRY_S = 1.0
 IDLE_S = 60.0  # the listener goes when nobody has waited for this long
 
 _CHECKPOINT = "SELECT epoch, sequence FROM checkpoints WHERE partition = %(partition)s"
 
 Rows = Callable[[LiteralString, Mapping[str, object]], Awaitable[list[tuple[Any, ...]]]]
+
+
+def hang_up(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Let go of a connection at once, whatever waits on it: it ends with an error.
+
+    Surprising because cancelling a statement would not do: psycopg then asks the server to cancel it, and where that is
+    silent waits for 10 s.
+    """
+    if connection.closed:
+        return
+    with contextlib.suppress(OSError), socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        line.shutdown(socket.SHUT_RDWR)
+
+
+async def reach(dsn: str, position: Position, timeout_s: float) -> None:
+    """Return once the rows reflect ``position``, seen on a connection of its own that is closed afterwards.
+
+    For who asks rarely. Raises: PositionNotReached, ReadModelUnavailable.
+    """
+    opened: list[psycopg.AsyncConnection[Any]] = []
+    looking = asyncio.create_task(_reach(dsn, position, opened))
+    try:
+        done, _ = await asyncio.wait((looking,), timeout=timeout_s)
+    finally:
+        if not looking.done():
+            for connection in opened:
+                hang_up(connection)
+            looking.cancel()
+    if not done:
+        raise PositionNotReached(f"the read model did not come to {position} within {timeout_s:g} s")
+    try:
+        looking.result()
+    except psycopg.Error as exc:
+        raise ReadModelUnavailable(f"Postgres does not answer: {str(exc).splitlines()[0]}") from exc
+
+
+async def _reach(dsn: str, position: Position, opened: list[psycopg.AsyncConnection[Any]]) -> None:
+    async with await psycopg.AsyncConnection.connect(
+        dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name="hublog canary"
+    ) as connection:
+        opened.append(connection)
+        await connection.execute(f"LISTEN {CHANNEL}")
+        while True:
+            row = await (await connection.execute(_CHECKPOINT, {"partition": position.partition})).fetchone()
+            if row is not None and row[0] != position.epoch:
+                raise ReadModelUnavailable(f"the read models are of the log {row[0]}, not {position.epoch}")
+            if row is not None and row[1] >= position.sequence:
+                return
+            async for _ in connection.notifies(timeout=LOOK_S, stop_after=1):
+                pass
 
 
 class Progress:

@@ -190,7 +190,7 @@ def _what(event: codec.Event | None) -> str:
             return _short(f"{event.target}({arguments[1:-1]})")
         case invocation.Answered() | invocation.Cancelled() | invocation.Expired():
             return str(event.invocation)
-        case node.Started() | node.Draining() | node.Lost() | node.Delivered():
+        case node.Started() | node.Draining() | node.Lost() | node.Delivered() | node.Canary():
             return f"incarnation {event.incarnation}"
         case _:
             return ""

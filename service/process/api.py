@@ -1,7 +1,7 @@
 """The root of ``hublog api``."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from service.api.server import make_runner
 from service.log.author import Author
 from service.nodes.lease import LastRenewals
 from service.process.access import make_door, measure_door
-from service.process.health import NatsHealth
+from service.process.health import NatsHealth, measure_circuits
 from service.process.lifecycle import begin, operable
 from service.process.managers import global_view, manager_factory
 from service.process.parts import the_log
@@ -48,10 +48,11 @@ async def run(settings: Settings) -> None:
             operable(
                 settings, "api", INSTANCE, offset=ADMIN_OFFSET_API, told_to_stop=told_to_stop, checks=checks
             ) as metrics,
-            _watching(renewals, nats.job(), postgres.job()),
+            _watching(renewals, nats.job, postgres.job),
             listening(runner, settings.host, settings.api_port, setting="HUBLOG_API_PORT"),
         ):
             measure_door(metrics, door)
+            measure_circuits(metrics, nats.breaker, postgres.breaker)
             traces.measure(metrics)
             await told_to_stop.wait()
         await hubs.shutdown()
@@ -59,11 +60,11 @@ async def run(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def _watching(renewals: LastRenewals, *jobs: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def _watching(renewals: LastRenewals, *jobs: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
     """The leases, seen once before the first answer and then, with the other jobs, for as long as anybody may ask."""
     await renewals.refresh()
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(job) for job in (renewals.keep(), *jobs)]
+        tasks = [group.create_task(job()) for job in (renewals.keep, *jobs)]
         try:
             yield
         finally:

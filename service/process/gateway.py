@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,7 +22,8 @@ from service.log.author import Author
 from service.log.fenced import FencedLog
 from service.nodes.lease import Lease
 from service.process.access import make_door, measure_door
-from service.process.health import NatsHealth
+from service.process.canary import make_canary, measure_canary
+from service.process.health import NatsHealth, measure_circuits
 from service.process.lifecycle import begin, operable
 from service.process.managers import global_view, manager_factory
 from service.process.parts import the_log
@@ -75,14 +76,25 @@ async def run(settings: Settings, index: int) -> None:
         )
         server = GatewayServer(context, door)
         _obey(lease, server, dispatchers)
+        canary = make_canary(settings, lease, fenced, log, author)
         checks = {**nats.checks(), "lease": lambda: "suspended: not renewed" if lease.suspended() else None}
         async with (
-            operable(settings, "gateway", node, offset=index, told_to_stop=told_to_stop, checks=checks) as metrics,
-            _rounds(dispatchers, lease, server, settings.nats_grace_s, nats.job()),
+            operable(
+                settings,
+                "gateway",
+                node,
+                offset=index,
+                told_to_stop=told_to_stop,
+                checks=checks,
+                details=lambda: {"canary": canary.shown()},
+            ) as metrics,
+            _rounds(dispatchers, lease, server, settings.nats_grace_s, nats.job, canary.run),
             listening(server.runner(), settings.host, port, setting="HUBLOG_GATEWAY_PORT"),
         ):
             _measure(metrics, server, dispatchers, lease)
             measure_door(metrics, door)
+            measure_circuits(metrics, nats.breaker)
+            measure_canary(metrics, canary)
             traces.measure(metrics)
             _calm_collector()
             await told_to_stop.wait()
@@ -97,13 +109,13 @@ async def _rounds(
     lease: Lease,
     server: GatewayServer,
     grace_s: float,
-    *jobs: Coroutine[Any, Any, None],
+    *jobs: Callable[[], Coroutine[Any, Any, None]],
 ) -> AsyncIterator[None]:
     """The services of the process, from the lease on; they end together."""
     await lease.start()
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(repair.run(dispatcher)) for dispatcher in dispatchers]
-        tasks += [group.create_task(job) for job in (lease.keep(), server.tick(), *jobs)]
+        tasks += [group.create_task(job()) for job in (lease.keep, server.tick, *jobs)]
         tasks.append(group.create_task(lease.watch(grace_s, lambda: _give_up(server))))
         try:
             yield
@@ -149,6 +161,7 @@ def _measure(metrics: Metrics, server: GatewayServer, dispatchers: list[Dispatch
     """Numbers that are kept anyway, made readable."""
     context = server.context
     counters, standings = context.counters, context.coordinator.counts
+    metrics.counter("hublog_connections_without_request_total", lambda: server.arrivals.closed)
     metrics.gauge("hublog_connections", lambda: len(context.coordinator))
     metrics.gauge(
         "hublog_connections_by_standing", lambda: [({"standing": one}, count) for one, count in standings.items()]

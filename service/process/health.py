@@ -8,9 +8,10 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from service.admin import Check
-from service.breaker import Breaker, keep
+from service.breaker import STATES, Breaker, keep
 from service.log.guarded import GuardedLog
 from service.log.jetstream import JetStreamLog
+from service.telemetry import Metrics
 
 
 class NatsHealth:
@@ -33,3 +34,14 @@ class NatsHealth:
             return "not connected to NATS (HUBLOG_NATS_URL)"
         why = self.breaker.why(time.monotonic())
         return None if why is None else f"connected to NATS (HUBLOG_NATS_URL), but {why}"
+
+
+def measure_circuits(metrics: Metrics, *breakers: Breaker) -> None:
+    """Numbers that are kept anyway, made readable."""
+    labels = [(one, {"circuit": one.name}) for one in breakers]
+    metrics.gauge(
+        "hublog_circuit_state",
+        lambda: [({**by, "state": state}, int(one.state == state)) for one, by in labels for state in STATES],
+    )
+    metrics.counter("hublog_circuit_opened_total", lambda: [(by, one.opened) for one, by in labels])
+    metrics.counter("hublog_circuit_refused_total", lambda: [(by, one.refused) for one, by in labels])

@@ -5,7 +5,7 @@ Owns the signals. It refuses to know the roles; each has a root of its own besid
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import structlog
@@ -46,12 +46,14 @@ async def operable(
     offset: int,
     told_to_stop: asyncio.Event,
     checks: Mapping[str, Check],
+    details: Callable[[], Mapping[str, object]] = dict,
 ) -> AsyncIterator[Metrics]:
     """Metrics and the admin port at base + ``offset``, until left. Raises: Misconfigured."""
     metrics = Metrics(role)
     labels = {"process": instance, "version": VERSION}
     metrics.gauge("hublog_build_info", lambda: [(labels, 1)])
-    app = admin_app(metrics, {**checks, "draining": lambda: "told to stop" if told_to_stop.is_set() else None})
+    checks = {**checks, "draining": lambda: "told to stop" if told_to_stop.is_set() else None}
+    app = admin_app(metrics, checks, details=details)
     try:
         async with serving(app, settings.host, settings.admin_port + offset, setting="HUBLOG_ADMIN_PORT"):
             log.info("process_started", role=role, admin_port=settings.admin_port + offset)

@@ -5,8 +5,6 @@ knows no schema.
 """
 
 import asyncio
-import contextlib
-import socket
 import time
 from collections.abc import Coroutine, Mapping
 from typing import Any, LiteralString
@@ -15,6 +13,7 @@ import psycopg
 
 import migrations
 from events.errors import ReadModelUnavailable
+from projections.read.progress import hang_up
 from service.admin import Check
 from service.breaker import Breaker, keep
 
@@ -63,7 +62,6 @@ class PostgresHealth:
         asking = asyncio.create_task(self._ask())
         done, _ = await asyncio.wait((asking,), timeout=PROBE_TIMEOUT_S)
         if not done:
-            # Surprising because cancelling alone would not do: psycopg then asks the server, which hangs, to cancel.
             self._hang_up()
             asking.cancel()
             await asyncio.wait((asking,), timeout=HUNG_UP_S)
@@ -94,11 +92,9 @@ class PostgresHealth:
         return found[0], found[1]
 
     def _hang_up(self) -> None:
-        """Let go of the connection at once, whatever waits on it."""
         connection, self._connection = self._connection, None
-        if connection is not None and not connection.closed:
-            with contextlib.suppress(OSError), socket.fromfd(connection.fileno(), socket.AF_UNIX, 0) as line:
-                line.shutdown(socket.SHUT_RDWR)
+        if connection is not None:
+            hang_up(connection)
 
     def _check(self) -> str | None:
         why = self.breaker.why(time.monotonic())

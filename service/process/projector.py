@@ -6,7 +6,7 @@ from events.errors import LogDamaged
 from projections.runner import Projector
 from service.admin import Check
 from service.process.batches import Batches
-from service.process.health import NatsHealth
+from service.process.health import NatsHealth, measure_circuits
 from service.process.lifecycle import begin, operable
 from service.process.parts import the_log
 from service.process.postgres_health import PostgresHealth
@@ -53,6 +53,7 @@ async def run(settings: Settings) -> None:
             _measure(metrics, projectors, batches)
             traces.measure(metrics)
             sweeping.measure(metrics)
+            measure_circuits(metrics, nats.breaker, postgres.breaker)
             tasks = [group.create_task(_project(projector)) for projector in projectors]
             tasks += [group.create_task(job) for job in (nats.job(), postgres.job(), *sweeping.jobs())]
             await told_to_stop.wait()

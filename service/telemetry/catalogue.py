@@ -18,6 +18,7 @@ API = ("api",)
 EVERY = ("gateway", "projector", "api")
 
 PARTITION = {"partition": "of the log, from 0"}
+CIRCUIT = {"circuit": "`nats`, `postgres`"}
 
 
 class Declared(msgspec.Struct, frozen=True):
@@ -77,6 +78,35 @@ CATALOGUE: tuple[Declared, ...] = (
     # ------------------------------------------------------------------------ the node
     _gauge("hublog_suspended", GATEWAY, "1 while the lease is too old."),
     _counter("hublog_node_lost_total", GATEWAY, "Times that this node was called lost."),
+    _counter(
+        "hublog_connections_without_request_total",
+        GATEWAY,
+        "TCP connections closed because no request came within `HUBLOG_HANDSHAKE_TIMEOUT`.",
+    ),
+    # ------------------------------------------------------------------------ what the process needs
+    _gauge(
+        "hublog_circuit_state",
+        EVERY,
+        "1 for the state that a circuit is in, 0 for the others; `postgres` not of a gateway.",
+        **CIRCUIT,
+        state="`closed`, `open`, `half_open`",
+    ),
+    _counter("hublog_circuit_opened_total", EVERY, "Times that nobody answered any more.", **CIRCUIT),
+    _counter("hublog_circuit_refused_total", EVERY, "Commands and questions refused at once meanwhile.", **CIRCUIT),
+    _gauge(
+        "hublog_canary_leg_seconds",
+        GATEWAY,
+        "How long the last canary took from its beginning, where it came so far; `project` only with Postgres.",
+        **PARTITION,
+        leg="`append`, `deliver`, `project`",
+    ),
+    _counter("hublog_canaries_total", GATEWAY, "Canaries sent (`HUBLOG_CANARY_EVERY`)."),
+    _counter(
+        "hublog_canaries_failed_total",
+        GATEWAY,
+        "Canaries that did not come through, by the leg that they were on.",
+        leg="`append`, `deliver`, `project`",
+    ),
     # ------------------------------------------------------------------------ projections
     _gauge("hublog_projection_lag_events", PROJECTOR, "Events stored and not yet in the rows.", **PARTITION),
     _gauge("hublog_projection_leading", PROJECTOR, "1 where this process is the one at work.", **PARTITION),

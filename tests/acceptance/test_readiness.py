@@ -13,12 +13,13 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
 from service.up.nats_server import NatsServer
 from service.up.postgres import PostgresServer
-from tests.servers.health import readiness, wait_ready
+from tests.servers.health import number, readiness, wait_ready
 from tests.servers.nats import start_nats
 from tests.servers.postgres import start_postgres
 from tests.servers.processes import gone
@@ -61,6 +62,7 @@ async def served(
         options=("--no-restart",),
         HUBLOG_NATS_URL=nats.url,
         HUBLOG_POSTGRES_DSN=postgres.dsn,
+        HUBLOG_CANARY_EVERY="1",
     )
     try:
         await up.start()
@@ -129,6 +131,37 @@ async def test_each_is_ready_and_says_what_it_looked_at(served: Up) -> None:
     assert looked_at["projector"] >= {"nats", "postgres", "schema", "partition 0", "leases", "sweeper", "draining"}
 
 
+async def test_a_canary_goes_the_whole_way_and_leaves_no_trace(served: Up, api: Api, hub: str) -> None:
+    admin = served.entry("gateway").admin_url
+    async with asyncio.timeout(20), aiohttp.ClientSession() as session:
+        while True:
+            async with session.get(f"{admin}/readyz") as answer:
+                found = (await answer.json())["canary"]
+            if found and "projectMs" in found[0]:
+                break
+            await asyncio.sleep(POLL_S)
+    assert (found[0]["partition"], found[0]["problem"]) == (0, None)
+    assert 0 < found[0]["appendMs"] <= found[0]["projectMs"]
+    assert 0 < found[0]["deliverMs"] <= found[0]["projectMs"]
+    assert await number(admin, "hublog_canaries_total") >= 1
+    assert await number(admin, "hublog_canaries_failed_total") == 0
+    assert await number(admin, "hublog_canary_leg_seconds") > 0
+    async with RawClient(served.entry("gateway").url or "", hub) as client:
+        position = (await client.call("hub.join", b'["lobby"]'))["result"]["position"]
+        await api.get("sessions", min_position=position)
+        assert [one["hub"] for one in await api.items("/v1/hubs")] == [hub]
+        assert [one["type"] for one in await api.items("events")] == ["session.opened.v1", "session.joined.v1"]
+        (projection,) = await api.items("/v1/projections")
+        assert projection["parked"] == 0
+        assert [one["node"] for one in await api.items("/v1/nodes")] == [(await _node(api))]
+
+
+async def _node(api: Api) -> str:
+    """Of the only session."""
+    (session,) = await api.items("sessions")
+    return str(session["node"])
+
+
 async def test_nats_is_killed(served: Up, nats: NatsServer) -> None:
     await nats.kill()
     for role, why in (await _reds(served, "nats", ROLES)).items():
@@ -177,6 +210,8 @@ async def test_nats_is_silent(served: Up, nats: NatsServer, api: Api, hub: str) 
             status, body = await _at_once(lambda: api.raw("POST", "invocations", CALL))
             assert (status, json.loads(body)["code"]) == (503, "log_unavailable")
             assert not before.done(), "nobody knows yet what became of it"
+            assert await number(gateway.admin_url, "hublog_circuit_refused_total") >= 3
+            assert await number(gateway.admin_url, "hublog_circuit_state") == 1
         await _all_green(served)
         assert (await before)["result"]["outcome"] == "accepted"
         await asking.call("hub.invoke", b'[{"to":"all"},"after",[]]')

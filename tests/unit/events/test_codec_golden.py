@@ -79,6 +79,7 @@ EVENTS: dict[str, codec.Event] = {
     "node.draining.v1": node.Draining(node="gw-0", incarnation="gw-0-2"),
     "node.lost.v1": node.Lost(node="gw-0", incarnation="gw-0-2", last_renewal_us=1_795_255_199_000_000),
     "node.delivered.v1": node.Delivered(node="gw-0", incarnation="gw-0-2", partition=3, up_to=1523),
+    "node.canary.v1": node.Canary(node="gw-0", incarnation="gw-0-2"),
 }
 
 

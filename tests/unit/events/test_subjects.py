@@ -101,6 +101,7 @@ def test_what_is_built_is_parsed_back(hub, name, partitions):
     assert call.name is not None
     assert 0 <= int(call.name) < CALL_BUCKETS
     assert parse(subjects.node(name)) == Subject(0, "_sys", "node", name)
+    assert parse(subjects.canary(name, number)) == Subject(number, "_sys", "canary", name)
 
 
 @given(hubs, names)
@@ -116,6 +117,7 @@ def test_subjects_of_different_things_never_meet(hub, name):
         built.all(),
         built.many(),
         subjects.node(name),
+        subjects.canary(name, 0),
     ]
     assert len(set(made)) == len(made)
     for subject in made:
@@ -166,6 +168,9 @@ def test_sessions_and_rooms_are_written_conditionally_and_nothing_else():
         "ev.0._sys.g.x",
         "ev.0._sys.s.x.log",
         "ev.1._sys.node.x",
+        "ev.1._sys.canary",
+        "ev.1._sys.canary.x.log",
+        "ev.0.chat.canary.x",
         "ev.0.chat.node.x",
         "ev.00.chat.all",
         "ev.+0.chat.all",
@@ -200,6 +205,9 @@ def test_parse_refuses_or_is_the_inverse_of_building(text):
     kind, name = parsed.kind, parsed.name or ""
     if kind == "node":
         assert subjects.node(name) == text
+        return
+    if kind == "canary":
+        assert subjects.canary(name, parsed.partition) == text
         return
     built = HubSubjects(HubName(parsed.hub), 1)
     built.prefix = f"ev.{parsed.partition}.{parsed.hub}"
