@@ -1,11 +1,12 @@
 {{/*
 What the processes are told: HUBLOG_* variables made from values. Each role gets what it reads and the Secrets that it
-needs, no more. A number goes through int: Go would write a large one as 1e+06.
+needs, no more. A number goes through int: Go would write a large one as 1e+06. A dollar is doubled: the kubelet would
+take $(NAME) for a reference.
 */}}
 
 {{- define "hublog.env.pair" -}}
 - name: {{ .name }}
-  value: {{ .value | toString | quote }}
+  value: {{ .value | toString | replace "$" "$$" | quote }}
 {{- end }}
 
 {{- define "hublog.env.secret" -}}
@@ -25,6 +26,7 @@ needs, no more. A number goes through int: Go would write a large one as 1e+06.
 {{- end }}
 {{- with .Values }}
 {{ include "hublog.env.pair" (dict "name" "HUBLOG_PARTITIONS" "value" (int .log.partitions)) }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_NATS_REPLICAS" "value" (int .log.replicas)) }}
 {{ include "hublog.env.pair" (dict "name" "HUBLOG_MAX_AGE" "value" .log.maxAge) }}
 {{ include "hublog.env.pair" (dict "name" "HUBLOG_DUPLICATE_WINDOW" "value" .log.duplicateWindow) }}
 {{- end }}
@@ -42,6 +44,15 @@ needs, no more. A number goes through int: Go would write a large one as 1e+06.
 {{ include "hublog.env.pair" (dict "name" "HUBLOG_ADMIN_PORT" "value" (include "hublog.adminBase" .)) }}
 {{ include "hublog.env.pair" (dict "name" "HUBLOG_LOG_LEVEL" "value" .Values.logLevel) }}
 {{ include "hublog.env.auth" . }}
+{{- with .Values.telemetry }}
+{{- if .otlpEndpoint }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_OTLP_ENDPOINT" "value" .otlpEndpoint) }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_TRACE_RATIO" "value" (printf "%.9f" (float64 .traceRatio))) }}
+{{- if .headersSecret }}
+{{ include "hublog.env.secret" (dict "name" "OTEL_EXPORTER_OTLP_HEADERS" "secret" .headersSecret "key" .headersKey) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "hublog.env.auth" -}}

@@ -6,7 +6,8 @@ it is the library of Helm itself that does it, so what a wrong value is told her
 """
 
 import base64
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import yaml
 CHART = Path(__file__).resolve().parents[2] / "helm"
 MINIMAL: dict[str, Any] = {"nats": {"existingSecret": "nats"}, "postgres": {"existingSecret": "postgres"}}
 """The two Secrets that an install must name."""
+
+FIELDS = {"metadata.name": "pod-0", "metadata.namespace": "hublog"}
+"""Of a pod, where a test names none."""
 
 Secrets = Mapping[str, Mapping[str, str]]
 """By the name of the Secret, then the key in it."""
@@ -40,9 +44,19 @@ def render(
         found
         for path, text in files.items()
         if not path.endswith("NOTES.txt")
-        for found in yaml.load_all(text, Loader=yaml.CSafeLoader)
+        for found in yaml.load_all(text, Loader=_StrictLoader)
         if found is not None
     ]
+
+
+class _StrictLoader(yaml.CSafeLoader):
+    """A key that comes twice is a mistake: an API server takes either, and says nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        assert not twice, f"written twice: {twice}{node.start_mark}"
+        return super().construct_mapping(node, deep=deep)
 
 
 def templates(
@@ -112,15 +126,22 @@ def environment(
     for entry in container.get("env", []):
         source = entry.get("valueFrom")
         if source is None:
-            found[entry["name"]] = entry["value"]
+            found[entry["name"]] = _expanded(entry["value"], found)
         elif "fieldRef" in source:
-            found[entry["name"]] = {"metadata.name": "pod-0", **(fields or {})}[source["fieldRef"]["fieldPath"]]
+            found[entry["name"]] = {**FIELDS, **(fields or {})}[source["fieldRef"]["fieldPath"]]
         else:
-            reference = source["secretKeyRef"]
-            if reference.get("optional") and reference["key"] not in known.get(reference["name"], {}):
-                continue
-            found[entry["name"]] = known[reference["name"]][reference["key"]]
+            (reference,) = source.values()
+            values = known.get(reference["name"], {})
+            if not reference.get("optional") or reference["key"] in values:
+                found[entry["name"]] = values[reference["key"]]
     return found
+
+
+def _expanded(text: str, known: Mapping[str, str]) -> str:
+    """What the kubelet makes of a value: ``$(NAME)`` is a reference to an earlier one, ``$$`` a dollar."""
+    return re.sub(
+        r"\$\$|\$\(([^)]*)\)", lambda it: "$" if it[1] is None else known.get(it[1], it[0]), text, flags=re.DOTALL
+    )
 
 
 def _rendered_secrets(objects: list[dict[str, Any]]) -> dict[str, Mapping[str, str]]:
