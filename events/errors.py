@@ -405,7 +405,7 @@ class UnreadableEvent(LogDamaged):
 
 class Misconfigured(HublogError):
     code = "misconfigured"
-    hint = "Correct the settings named above; README.md lists them all."
+    hint = "Correct the settings named above; docs/configuration.md lists them all."
 
 
 class Internal(HublogError):

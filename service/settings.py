@@ -1,6 +1,6 @@
 """Every setting of every process: ``HUBLOG_*`` variables, read once into one frozen struct.
 
-Owns names, defaults, units, limits and the sentence that documents each; the README's table is generated from here. A
+Owns names, defaults, units, limits and the sentence that documents each; ``docs/configuration.md`` is made from them. A
 bad value stops start-up with *every* mistake named. It refuses to know who uses a setting: only ``service.process`` and
 ``service.cli`` see ``Settings``, and hand plain values on.
 """
@@ -68,8 +68,17 @@ class Variable:
         self.shown = shown
         self.masked = masked
 
+    @property
+    def expectation(self) -> str:
+        """What a value must be, in the words that refuse a wrong one."""
+        try:
+            self.parse("\0 ,")
+        except ValueError as exc:
+            return str(exc)
+        return "a path"  # the only thing that may be anything
+
     def default_shown(self, default: object) -> str:
-        """The default as the README has it: code where it is a value, words where it is not."""
+        """The default as the documentation has it: code where it is a value, words where it is not."""
         if self.shown is not None:
             return self.shown
         return "none" if default is None else f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
@@ -583,10 +592,6 @@ def defaults() -> dict[str, Any]:
     return dict(zip(fields, Settings.__struct_defaults__, strict=True))
 
 
-def markdown_table() -> str:
-    """The table of the README: every setting, its default and its meaning."""
-    lines = ["| variable | default | meaning |", "|---|---|---|"]
-    plain = defaults()
-    for field, variable in variables().items():
-        lines.append(f"| `{variable.name}` | {variable.default_shown(plain[field])} | {variable.doc} |")
-    return "\n".join(lines) + "\n"
+def required_by(role: Role) -> tuple[str, ...]:
+    """The fields without which a process of that role does not start."""
+    return _REQUIRED[role]

@@ -207,13 +207,15 @@ def probe(
 
 @app.command(rich_help_panel=TOOLS)
 def settings(
-    markdown: Annotated[bool, typer.Option("--markdown", help="As the table of the README.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the tables of docs/configuration.md.")] = False,
 ) -> None:
     """List every setting with its default and meaning."""
-    from service.settings import defaults, markdown_table, variables
+    from service.settings import defaults, variables
 
     if markdown:
-        typer.echo(markdown_table(), nl=False)
+        from service.cli import configuration
+
+        typer.echo(configuration.markdown(), nl=False)
         return
     from rich.console import Console
     from rich.table import Table

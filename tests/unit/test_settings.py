@@ -6,7 +6,7 @@ import pytest
 
 from events.errors import Misconfigured
 from events.ids import b64url
-from service.settings import Secret, Settings, markdown_table, variables
+from service.settings import Secret, Settings, variables
 
 KEY = b64url(bytes(32))
 SERVERS = {"HUBLOG_NATS_URL": "nats://u:pw@127.0.0.1:4222", "HUBLOG_POSTGRES_DSN": "postgresql://h@/h?host=/tmp"}
@@ -166,9 +166,7 @@ def test_the_name_of_a_node_is_the_hosts_and_the_index_unless_given() -> None:
     assert Settings.read({**COMPLETE, "HUBLOG_NODE": "east-1"}, "gateway").node_name(3) == "east-1"
 
 
-def test_every_setting_is_documented_in_the_table() -> None:
-    rows = [line for line in markdown_table().splitlines() if line.startswith("| `HUBLOG_")]
-    assert [row.split("`")[1] for row in rows] == [variable.name for variable in variables().values()]
+def test_every_setting_is_documented_by_a_sentence() -> None:
     assert all(variable.doc.endswith(".") for variable in variables().values())
 
 
