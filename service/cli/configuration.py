@@ -101,6 +101,7 @@ GROUPS: tuple[Group, ...] = (
         {
             "stale_after_s": ("projector", "api"),
             "log_level": SERVING,
+            "canary_every_s": ("gateway",),
             "otlp_endpoint": SERVING,
             "trace_ratio": SERVING,
         },
