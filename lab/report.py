@@ -157,6 +157,7 @@ def _resume(one: Resume) -> list[Line]:
         Line("delivered to those already there, p99 before", _figure(one.locals_p99_before_ms, "ms")),
         Line("delivered to those already there, p99 meanwhile", _figure(one.locals_p99_ms, "ms")),
         Line("delivered to those already there, slowest", _figure(one.locals_max_ms, "ms")),
+        Line("… of which this bench was late itself, once", _figure(one.bench_lag_ms, "ms")),
         _none("not resumed", one.failed, one.first_failure),
         *_exactly_once(one.lost, one.duplicated, one.out_of_order),
     ]

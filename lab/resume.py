@@ -42,7 +42,8 @@ class Resume(msgspec.Struct, frozen=True):
     """Times run from the moment at which all begin to reconnect, each to its answer ``resumed: true``.
 
     ``whole_s``: until everybody had everything that was sent until all had resumed. ``locals_*``: deliveries to those
-    who were on the other gateway all the time, before the kill and while the others resume.
+    who were on the other gateway all the time, before the kill and while the others resume; ``bench_lag_ms`` of it may
+    be this process's own doing, which was late by as much once.
     """
 
     sync: str
@@ -61,6 +62,7 @@ class Resume(msgspec.Struct, frozen=True):
     locals_p99_before_ms: float | None
     locals_p99_ms: float | None
     locals_max_ms: float | None
+    bench_lag_ms: float
     invocations: int
     lost: int
     duplicated: int
@@ -122,11 +124,12 @@ async def resume(install: Install, plan: Plan, progress: Progress) -> Resume:
             await until_still(lambda: len(old.ended), lambda: len(old.ended) == sessions)
             new = Crowd(far.url, hub, query=_queries(old, told), sink=roll, at_once=sessions)
             crowds.append(new)
-            cpu, own_cpu = -cpu_us(far.pid), -cpu_us(os.getpid())
+            cpu, own_cpu, traffic.lag_s = -cpu_us(far.pid), -cpu_us(os.getpid()), 0.0
             back = Answers(told, counting(progress, sessions, "resuming"))
             await new.open(sessions, on_open=back.ask)
             await until_still(lambda: back.answered, lambda: back.answered == len(new.clients))
             cpu, own_cpu = cpu + cpu_us(far.pid), own_cpu + cpu_us(os.getpid())
+            lag_s = traffic.lag_s
             failures = [*back.refusals, *new.failures, *new.ended]
             meanwhile_ns = roll.locals_ns
             traffic.stop()
@@ -154,6 +157,7 @@ async def resume(install: Install, plan: Plan, progress: Progress) -> Resume:
             locals_p99_before_ms=percentile_ms(before_ns, 99),
             locals_p99_ms=percentile_ms(meanwhile_ns, 99),
             locals_max_ms=percentile_ms(meanwhile_ns, 100),
+            bench_lag_ms=lag_s * 1e3,
             invocations=traffic.sent,
             lost=tally.lost,
             duplicated=tally.duplicated,
@@ -226,6 +230,7 @@ class Traffic:
         self._groups = groups
         self._plan = plan
         self._stopped = False
+        self.lag_s = 0.0  # by how much a beat was late at most
         self.sent = 0
         self.answered = 0
         self.refused: list[str] = []
@@ -240,12 +245,14 @@ class Traffic:
 
     async def run(self) -> None:
         """Returns with the end of a round, when all is answered. Raises: NotOpened."""
-        began_s = time.perf_counter()
+        began_s = beat_s = time.perf_counter()
         while (not self._stopped or self.sent % self._groups) and self.rounds < ROUNDS_MAX:
             due = int((time.perf_counter() - began_s) * self._plan.rate)
             while self.sent < due and (not self._stopped or self.sent % self._groups):
                 self._send_one()
             await asyncio.sleep(BEAT_S)
+            now_s = time.perf_counter()
+            self.lag_s, beat_s = max(self.lag_s, now_s - beat_s - BEAT_S), now_s
         await until_still(lambda: self.answered, lambda: self.answered == self.sent)
 
     def _send_one(self) -> None:

@@ -15,11 +15,11 @@ import msgspec
 from aiohttp import web
 
 from events.errors import Misconfigured
+from service.accepting import PacedSite
 from service.telemetry import EXPOSITION_TYPE, Metrics
 
 CHECK_TIMEOUT_S = 2.0
 STOP_TIMEOUT_S = 1.0
-BACKLOG = 4_096  # thousands reconnect at once; what the kernel drops is dialled again a second later, then three
 
 Check = Callable[[], str | Awaitable[str | None] | None]
 """None when all is well, else what is wrong, in words."""
@@ -76,7 +76,7 @@ async def listening(runner: web.BaseRunner, host: str, port: int, *, setting: st
     """
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port, reuse_address=True, backlog=BACKLOG)
+        site = PacedSite(runner, host, port)
         try:
             await site.start()
         except OSError as exc:

@@ -75,8 +75,15 @@ def test_every_measure_gets_an_installation_of_its_own():
         ("fanout", "always"),
         ("latency", "relaxed"),
         ("latency", "always"),
+        ("resume", "always"),
     ]
     assert bench.stages(bench.Options(("latency",), urls=("http://x",))) == [("latency", "as found")]
+
+
+def test_resume_kills_nothing_that_it_did_not_start():
+    assert bench.stages(bench.Options(("connect", "resume"), urls=("http://x",))) == [("connect", "as found")]
+    with pytest.raises(bench.Unsuitable, match="kills a gateway"):
+        bench.stages(bench.Options(("resume",), urls=("http://x",)))
 
 
 def test_processes_json_names_gateways_in_order(tmp_path: Path):
@@ -137,7 +144,7 @@ def test_a_process_that_has_ended_is_said_to_be_gone():
 def test_the_command_line_names_what_it_measures():
     shown = CliRunner().invoke(app, ["--help"])
     assert shown.exit_code == 0
-    for name in ("connect", "fanout", "latency", "all"):
+    for name in ("connect", "fanout", "latency", "resume", "all"):
         assert name in shown.output
 
 
