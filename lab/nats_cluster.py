@@ -77,9 +77,9 @@ class Node:
 class NatsCluster:
     """See the module. Made by :func:`nats_cluster`."""
 
-    def __init__(self, folder: Path, *, size: int, proxied: bool) -> None:
+    def __init__(self, folder: Path, *, size: int, proxied: bool, advertise: bool) -> None:
         self._password = secrets.token_urlsafe(16)
-        self._proxied = proxied
+        self._proxied, self._advertise = proxied, advertise
         self._binary = find_binary()
         ports = _free_ports(3 * size)
         self.nodes = [
@@ -266,6 +266,8 @@ class NatsCluster:
         else:
             routes = [f'"nats-route://127.0.0.1:{other.route}"' for other in others]
             advertise = ""
+        if not self._advertise:
+            advertise += "\n  no_advertise: true"
         return CONFIG.format(
             name=node.name,
             port=node.port,
@@ -284,9 +286,14 @@ async def _overheard(_: Exception) -> None:
 
 
 @contextlib.asynccontextmanager
-async def nats_cluster(folder: Path, *, size: int = 3, proxied: bool = False) -> AsyncIterator[NatsCluster]:
-    """A cluster that runs and has a leader; ``proxied`` if a node is to be cut off. Raises: NotStarted."""
-    cluster = NatsCluster(folder, size=size, proxied=proxied)
+async def nats_cluster(
+    folder: Path, *, size: int = 3, proxied: bool = False, advertise: bool = True
+) -> AsyncIterator[NatsCluster]:
+    """A cluster that runs and has a leader. Raises: NotStarted.
+
+    ``proxied`` if a node is to be cut off; ``advertise`` if clients are told of servers that they were not told to use.
+    """
+    cluster = NatsCluster(folder, size=size, proxied=proxied, advertise=advertise)
     try:
         await cluster.start()
         yield cluster

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from itertools import pairwise
 
 import pytest
+import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,23 +17,37 @@ from events.envelope import Recorded
 from events.errors import Conflict, HublogError, KeyReused, LogRegressed, LogUnavailable, PayloadTooLarge
 from events.ids import HubName, is_epoch
 from events.trace import Traced
+from lab.nats_cluster import NatsCluster, nats_cluster
 from service.log.memory import matches
 from service.log.port import APPEND_EVENTS_MAX, EventLog, LiveFeed, Stored
 from service.up.nats_server import NatsServer
+from tests.servers.cluster import REPLICAS
 from tests.servers.event_logs import PARTITIONS, Bench, MemoryBench, event, jetstream_bench, numbered, until
 from tests.servers.nats import delete_all_streams
 
 HELD = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@pytest.fixture(params=["memory", "jetstream"])
-async def bench(request: pytest.FixtureRequest, nats_server: NatsServer) -> AsyncIterator[Bench]:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsCluster]:
+    """Three. No node tells clients of the others: a client of the bench has its proxy, and nothing past it."""
+    async with nats_cluster(tmp_path_factory.mktemp("cluster"), advertise=False) as made:
+        yield made
+
+
+@pytest.fixture(params=["memory", "jetstream", "cluster"])
+async def bench(request: pytest.FixtureRequest, nats_server: NatsServer, servers: NatsCluster) -> AsyncIterator[Bench]:
     if request.param == "memory":
         yield MemoryBench()
-        return
-    await delete_all_streams(nats_server.url)
-    async with jetstream_bench(nats_server.url) as made:
-        yield made
+    elif request.param == "jetstream":
+        await delete_all_streams(nats_server.url)
+        async with jetstream_bench(nats_server.url) as made:
+            yield made
+    else:
+        url = servers.url_of(0)
+        await delete_all_streams(url)
+        async with jetstream_bench(url, REPLICAS) as made:
+            yield made
 
 
 def hub(number: int = 0) -> subjects.HubSubjects:
@@ -349,7 +364,8 @@ async def test_following_says_when_nothing_comes_and_goes_on(bench: Bench) -> No
         assert [one.payload for one in await anext(batches)] == [b"2"]
 
 
-async def test_following_beyond_the_end_is_a_regression(bench: Bench) -> None:
+async def test_following_beyond_the_end_is_a_regression(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.log.jetstream.read.FORMER_LEADER_S", 0.0)  # of several servers one may just be late
     await bench.log.publish(hub().all(), event())
     with pytest.raises(LogRegressed):
         await anext(bench.log.follow(0, 2))

@@ -55,14 +55,15 @@ class MemoryBench:
 class JetStreamBench:
     """A log over a proxy that can be cut; a second process has its own connection, past the proxy."""
 
-    def __init__(self, url: str, proxy: Proxy, log: JetStreamLog, stack: AsyncExitStack) -> None:
+    def __init__(self, url: str, proxy: Proxy, log: JetStreamLog, replicas: int, stack: AsyncExitStack) -> None:
         self.url = url
+        self.replicas = replicas
         self.proxy = proxy
         self.log = log
         self._stack = stack
 
     async def another(self) -> JetStreamLog:
-        log = await jetstream_log(self.url, name="another", partitions=PARTITIONS)
+        log = await jetstream_log(self.url, name="another", partitions=PARTITIONS, replicas=self.replicas)
         self._stack.push_async_callback(log.close)
         return log
 
@@ -77,12 +78,12 @@ Bench = MemoryBench | JetStreamBench
 
 
 @asynccontextmanager
-async def jetstream_bench(url: str) -> AsyncIterator[JetStreamBench]:
-    """On a server without streams, or with the right ones."""
+async def jetstream_bench(url: str, replicas: int = 1) -> AsyncIterator[JetStreamBench]:
+    """On a server without streams, or with the right ones; with ``replicas`` one of a cluster."""
     parts = urlsplit(url)
     async with AsyncExitStack() as stack:
-        await migrate_log(url, random=os.urandom(3), partitions=PARTITIONS)
+        await migrate_log(url, random=os.urandom(3), partitions=PARTITIONS, replicas=replicas)
         proxy = await stack.enter_async_context(proxy_to(parts.hostname or "", parts.port or 0))
-        log = await jetstream_log(proxy.url(url), name="test", partitions=PARTITIONS)
+        log = await jetstream_log(proxy.url(url), name="test", partitions=PARTITIONS, replicas=replicas)
         stack.push_async_callback(log.close)
-        yield JetStreamBench(url, proxy, log, stack)
+        yield JetStreamBench(url, proxy, log, replicas, stack)

@@ -271,8 +271,9 @@ class Reader:
         found = await self.next_on(subject, wanted)
         if found is not None:
             return found.sequence > last
-        # Cut off from the others, a server takes itself for the leader some seconds longer.
-        return (await self.info(partition(subject))).last >= last
+        # Cut off from the others, a server takes itself for the leader some seconds longer: this shows one that does.
+        await self.info(partition(subject))
+        return True
 
     async def _direct(self, name: str, query: dict[str, object]) -> tuple[bytes, list[Recorded]]:
         """One direct get: the status block that ended it, and what came before."""
