@@ -98,6 +98,10 @@ take $(NAME) for a reference.
 {{ include "hublog.env.pair" (dict "name" "HUBLOG_SESSION_TTL" "value" .Values.sessions.ttl) }}
 {{- end }}
 
+{{- define "hublog.env.staleAfter" -}}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_STALE_AFTER" "value" .Values.readModels.staleAfter) }}
+{{- end }}
+
 {{- define "hublog.env.sessionManager" -}}
 {{- with .Values.sessions.manager }}
 {{ include "hublog.env.pair" (dict "name" "HUBLOG_SESSION_MANAGER" "value" .) }}
@@ -118,6 +122,7 @@ take $(NAME) for a reference.
       fieldPath: metadata.name
 {{ include "hublog.env.pair" (dict "name" "HUBLOG_GATEWAY_PORT" "value" (int $ports.public)) }}
 {{ include "hublog.env.pair" (dict "name" "HUBLOG_DRAIN" "value" (int .Values.gateway.drainSeconds)) }}
+{{ include "hublog.env.pair" (dict "name" "HUBLOG_CANARY_EVERY" "value" .Values.gateway.canaryEvery) }}
 {{- include "hublog.env.jwt" . }}
 {{- include "hublog.env.origins" . }}
 {{ include "hublog.env.sessionTtl" . }}
@@ -139,6 +144,7 @@ take $(NAME) for a reference.
 {{ include "hublog.env.postgres" . }}
 {{ include "hublog.env.served" . }}
 {{ include "hublog.env.pair" (dict "name" "HUBLOG_API_PORT" "value" (int $ports.public)) }}
+{{ include "hublog.env.staleAfter" . }}
 {{- include "hublog.env.jwt" . }}
 {{- include "hublog.env.origins" . }}
 {{- include "hublog.env.sessionManager" . }}
@@ -149,6 +155,7 @@ take $(NAME) for a reference.
 {{ include "hublog.env.postgres" . }}
 {{ include "hublog.env.served" . }}
 {{ include "hublog.env.sessionTtl" . }}
+{{ include "hublog.env.staleAfter" . }}
 {{- end }}
 
 {{- define "hublog.env.migrate" -}}

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from service.up.nats_server import NatsServer
 from service.up.postgres import PostgresServer
-from tests.servers.chart import containers, environment, only, render
+from tests.servers.chart import MINIMAL, containers, environment, only, render
 from tests.servers.containers import Network
 from tests.servers.image import Stage
 from tests.servers.nats import start_nats
@@ -26,6 +26,8 @@ from tests.servers.raw_signalr import RawClient
 ROLES = ("gateway", "projector", "api")
 ELSEWHERE = {"HUBLOG_HOST": "0.0.0.0"}
 """All of one machine's ports are shared, so that each pod listens on an address instead of on all."""
+VALUES = {**MINIMAL, "log": {"replicas": 1}}
+"""The defaults, for a NATS of one server."""
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -33,7 +35,7 @@ class Release:
     """The objects, and the pods that they made."""
 
     def __init__(self, image: Stage, folder: Path, secrets: Mapping[str, Mapping[str, str]]) -> None:
-        self.objects = render()
+        self.objects = render(VALUES)
         self.network = Network()
         self.pods: list[Pod] = []
         self._image = image

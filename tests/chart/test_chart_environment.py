@@ -53,6 +53,7 @@ def test_values_arrive_as_they_were_meant() -> None:
     assert (gateway.session_ttl_s, gateway.session_manager) == (7200, "own.package:factory")
     assert (gateway.nats_grace_s, gateway.outbox_age_s, gateway.ping_interval_s) == (45, 20, 10)
     assert (gateway.message_bytes_max, gateway.outbox_bytes_max) == (65_536, 2 * 1024**2)
+    assert (gateway.canary_every_s, Settings.read(by_command["api"][0], "api").stale_after_s) == (120, 120)
     assert (gateway.client_timeout_s, gateway.handshake_timeout_s, gateway.drain_s) == (25, 5, 120)
     assert gateway.allowed_origins == ("https://app.example.com", "https://other.example.com")
     assert (gateway.auth, gateway.jwt_issuer, gateway.jwt_audience) == ("jwt", "https://id.example.com", "hublog")
@@ -81,8 +82,11 @@ def test_secrets_go_where_they_are_needed() -> None:
 
     assert who("HUBLOG_SECRETS") == {"gateway"}
     assert who("HUBLOG_JWT_KEY") == {"gateway", "api", "probe"}
-    assert who("HUBLOG_POSTGRES_DSN") == {"api", "projector", "migrate", "wait"}
-    assert sorted("HUBLOG_POSTGRES_DSN" in it for it in by_command["wait"]) == [False, True, True]
+    assert who("HUBLOG_POSTGRES_DSN") == {"gateway", "api", "projector", "migrate", "wait"}
+    assert sorted("HUBLOG_POSTGRES_DSN" in it for it in by_command["wait"]) == [False, True, True], (
+        "a gateway starts without Postgres"
+    )
+    assert "HUBLOG_POSTGRES_DSN" not in told(LEAST)["gateway"][0]
     assert who("HUBLOG_NATS_URL") == {"gateway", "api", "projector", "migrate", "wait"}
 
 

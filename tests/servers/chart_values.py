@@ -62,6 +62,7 @@ LEAST: dict[str, Any] = {
     "probe": {"enabled": False},
     "gateway": {
         "replicas": 1,
+        "readPostgres": False,
         "preStopSeconds": 0,
         "drainSeconds": 0,
         "disruption": {"enabled": False},
@@ -94,6 +95,7 @@ EVERYTHING: dict[str, Any] = {
     },
     "log": {"partitions": 16, "replicas": 5, "maxAge": "3d", "duplicateWindow": "10m"},
     "sessions": {"ttl": "2h", "manager": "own.package:factory"},
+    "readModels": {"staleAfter": "2m"},
     "connections": {
         "natsGrace": "45s",
         "messageBytesMax": "64KiB",
@@ -107,7 +109,7 @@ EVERYTHING: dict[str, Any] = {
         "maxSurge": "50%",
         "preStopSeconds": 10,
         "drainSeconds": 120,
-        "readPostgres": True,
+        "canaryEvery": "2m",
         "autoscaling": {"enabled": True, "minReplicas": 3, "maxReplicas": 20},
         "service": {"type": "LoadBalancer", "port": 8080, "annotations": {"example.com/lb": "internal"}},
         **ROUTED,
