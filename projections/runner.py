@@ -72,6 +72,8 @@ class Projector:
         self._dsn = dsn
         self._source = source
         self._log = (log or structlog.get_logger(__name__)).bind(partition=partition)
+        self._level_at_s = time.time()  # when the rows were last known to have everything, or this began
+        self._stored_at_s = 0.0  # when the last event in the rows was stored
         self._checked_at = 0.0
         self._rated_at = 0.0
 
@@ -79,6 +81,19 @@ class Projector:
     def lag(self) -> int:
         """Events stored and not yet in the rows."""
         return max(0, self.log_last - (self.checkpoint.sequence if self.checkpoint else 0))
+
+    @property
+    def lag_s(self) -> float:
+        """For how long, at most, the oldest event that is not in the rows has been stored; by two clocks."""
+        if not self.lag:
+            return 0.0
+        return max(0.0, time.time() - max(self._level_at_s, self._stored_at_s))
+
+    def noticed(self, last: int) -> None:
+        """The log was seen to end at this sequence."""
+        if not self.lag:
+            self._level_at_s = time.time()
+        self.log_last = max(self.log_last, last)
 
     async def run(self) -> NoReturn:
         """Project for ever. Raises: LogDamaged (the log regressed or is missing), Misconfigured (no schema)."""
@@ -155,7 +170,7 @@ class Projector:
                 raise LogRegressed(f"sequence {came[0].sequence} came where {expected} should be: events are lost")
             if came:
                 expected = came[-1].sequence + 1
-                self.log_last = max(self.log_last, came[-1].sequence)
+                self.noticed(came[-1].sequence)
                 waiting = waiting + came if waiting else came
             while count := leading(waiting):
                 batch, waiting = waiting[:count], waiting[count:]
@@ -176,6 +191,7 @@ class Projector:
     def _written(self, at: Checkpoint, rows: Rows, began_ns: int) -> None:
         self.checkpoint = at
         self.batches += 1
+        self._stored_at_s = rows.log[-1].event.stored_at_us / 1e6
         self._count(len(rows.log))
         if rows.parked:
             self._note_parked(rows)

@@ -33,6 +33,8 @@ _FIND: LiteralString = f"""
 SELECT {REFLECTS}, h.hub, h.active, h.detached, h.closed, h.seq, h.partition, c.epoch
 FROM checkpoints c LEFT JOIN hubs h ON h.hub = %(hub)s WHERE c.partition = %(partition)s"""
 
+_SUMS: LiteralString = "SELECT coalesce(sum(active), 0)::bigint, coalesce(sum(detached), 0)::bigint FROM hubs"
+
 
 async def page(model: ReadModel, *, limit: int = LIMIT_DEFAULT, after: str | None = None) -> Page[Hub]:
     rows = await model.rows(_PAGE, {"after": answers.opaque(after), "take": limit + 1})
@@ -42,6 +44,12 @@ async def page(model: ReadModel, *, limit: int = LIMIT_DEFAULT, after: str | Non
 async def find(model: ReadModel, hub: str) -> Found[Hub]:
     partition = model.partition(hub)
     return answers.found(await model.answer(_FIND, partition, {"hub": hub}), partition, _hub)
+
+
+async def sessions_by_state(model: ReadModel) -> dict[str, int]:
+    """How many sessions all hubs have, active and detached. Raises: ReadModelUnavailable."""
+    active, detached = (await model.rows(_SUMS, {}))[0]
+    return {"active": active, "detached": detached}
 
 
 def _hub(_epoch: str, row: tuple[Any, ...]) -> Hub:

@@ -29,10 +29,12 @@ from service.access.claims import Claims
 from service.access.door import Door, may_ask
 from service.api.pages import acting
 from service.api.routes import POSITION_HEADER, Call, Reading, Table, query_pairs
+from service.telemetry import Buckets
 from service.telemetry.tracing import OFF, Span, Tracing, within
 
 BODY_BYTES_MAX = 64 * 1024
 BODY_S = 30.0
+TOOK_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 JSON = "application/json"
 SERVER = "hublog"
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
@@ -57,7 +59,10 @@ class Dispatcher:
         self._body_bytes_max = body_bytes_max
         self._door = door or Door()
         self._tracing = tracing
-        self.answered: dict[int, int] = {}  # by status, for whoever measures
+        # For whoever measures: answers by status, errors by code, and how long it took.
+        self.answered: dict[int, int] = {}
+        self.errors: dict[str, int] = {}
+        self.took = Buckets(TOOK_S)
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         started = time.monotonic()
@@ -91,9 +96,11 @@ class Dispatcher:
             error = Internal("something here is broken; it has been logged")
         if error is not None:
             self._door.refused(error, at="api")
+            self.errors[error.code] = self.errors.get(error.code, 0) + 1
             response = problem_response(error, path)
         if span is not None:
             span.end(error.code if error is not None else None)
+        self.took.add(time.monotonic() - started)
         self.answered[response.status] = self.answered.get(response.status, 0) + 1
         if call is not None and request.method not in SAFE:
             log.info(

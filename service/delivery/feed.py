@@ -21,6 +21,7 @@ from events.errors import HublogError
 from events.ids import Position
 from events.trace import Traced
 from service.delivery.interest import Chain, Interest, Receiver
+from service.delivery.lag import Lag
 from service.log.port import EventLog, LiveFeed
 from service.telemetry.tracing import OFF, Tracing
 
@@ -39,6 +40,12 @@ REQUESTED = "invocation.requested.v1"
 Encode = Callable[[int, str, bytes, str], bytes]
 KINDS = 3
 
+# Why delivery is held, as far as it is counted by reason: whatever else the feed says is "other".
+HOLD_REASONS = (
+    *("chain", "disconnected", "leader changed", "lease renewed late", "new group", "repair failed"),
+    *("servers changed", "suspended", "tail", "other"),
+)
+
 _log = structlog.get_logger(__name__)
 
 
@@ -55,6 +62,7 @@ class _Call(msgspec.Struct):
 class _Written(msgspec.Struct):
     type: str
     data: _Call
+    at: str = ""
 
 
 class _Typed(msgspec.Struct):
@@ -66,14 +74,16 @@ _typed = msgspec.json.Decoder(_Typed)
 
 
 class Counters:
-    """Plain ints, exported by observable instruments."""
+    """Plain ints, exported by whoever puts the process together. ``held_for``: holds by their reason."""
 
-    __slots__ = ("deliveries", "events", "holds", "holes", "repaired", "tail_repairs", "unreadable")
+    __slots__ = ("deliveries", "events", "held_for", "holds", "holes", "lag", "repaired", "tail_repairs", "unreadable")
 
     def __init__(self) -> None:
         self.events = 0
         self.deliveries = 0
+        self.lag = Lag()
         self.holds = 0
+        self.held_for = dict.fromkeys(HOLD_REASONS, 0)
         self.holes = 0
         self.repaired = 0
         self.tail_repairs = 0
@@ -131,12 +141,14 @@ class Dispatcher:
         if chain.kind == "log":
             self._apply(chain, sequence, payload, stored_at_us)
             return
-        self.counters.events += 1
+        counters = self.counters
+        counters.events += 1
         try:
-            call = _written.decode(payload).data
+            written = _written.decode(payload)
         except (msgspec.DecodeError, UnicodeError):
             self._not_a_call(chain, sequence, payload)
             return
+        call = written.data
         frames: list[bytes | None] = [None] * KINDS
         members = chain.members if chain.kind != "many" else self._many(chain, call)
         without = frozenset(call.without) if call.without else None
@@ -149,7 +161,9 @@ class Dispatcher:
                 receiver.delivered = sequence
                 receiver.deliver(frame)
                 delivered += 1
-        self.counters.deliveries += delivered
+        if delivered:
+            counters.deliveries += delivered
+            counters.lag.add(written.at)
 
     def _dispatch_traced(self, chain: Chain, sequence: int, payload: bytes) -> None:
         """:meth:`dispatch` of an event whose trace is kept."""
@@ -210,6 +224,7 @@ class Dispatcher:
             self.live = False
             self.held_since_s = monotonic()
             self.counters.holds += 1
+            self.counters.held_for[reason if reason in HOLD_REASONS else "other"] += 1
             if scope is None:
                 _log.info("delivery.held", partition=self.partition, reason=reason)
         self._wake.set()
@@ -272,6 +287,11 @@ class Dispatcher:
         while self.live or self.suspended or not self.feed.connected:
             self._wake.clear()
             await self._wake.wait()
+
+    @property
+    def held_s(self) -> float:
+        """For how long nothing has been delivered; 0 while it is live."""
+        return 0.0 if self.live else monotonic() - self.held_since_s
 
     @property
     def suspended(self) -> bool:

@@ -24,12 +24,15 @@ from service.delivery.feed import Dispatcher
 from service.delivery.gate import SHARE, Gate
 from service.delivery.history import Call, History, Piece, by_subject, read_moved
 from service.delivery.interest import Receiver
+from service.telemetry import Buckets
 
 COLLECT_S = 0.05
 READ_WHOLE_MAX = 50_000  # a longer range is read by subject
 PACE_S = 0.01
 RETRY_S = 0.25
 FIRST_KEPT_S = 1.0
+TOOK_S = (0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 10, 30, 60)
+MISSED = (0, 1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000)
 
 _log = structlog.get_logger(__name__)
 
@@ -52,6 +55,8 @@ class Resumer(msgspec.Struct, eq=False):
     page: list[bytes] = []
     page_bytes: int = 0
     attached_at_us: int | None = None
+    began_s: float = msgspec.field(default_factory=monotonic)
+    missed: int = 0
 
     def is_full(self) -> bool:
         return self.page_bytes > self.receiver.outbox.bytes_max // SHARE
@@ -69,6 +74,8 @@ class Handover:
         self.reads = 0
         self.resumed = 0
         self.replayed = 0
+        self.took = Buckets(TOOK_S)
+        self.missed = Buckets(MISSED)
 
     async def first_sequence(self) -> int:
         """The first sequence that the log still holds, at most a second old: thousands ask for it at once.
@@ -142,12 +149,15 @@ class Handover:
             receiver.since = max(receiver.since, high)
         frames, resumer.page, resumer.page_bytes = resumer.page, [], 0
         self.replayed += len(frames)
+        resumer.missed += len(frames)
         for frame in frames:
             await self._write(receiver, frame)
         while whole and not gate.dropped:
             kept = gate.take(beyond=high)
             if not kept:
                 self.resumed += 1
+                self.took.add(monotonic() - resumer.began_s)
+                self.missed.add(resumer.missed)
                 gate.open()
                 return
             for sequence, frame in kept:

@@ -187,6 +187,7 @@ class Connection:
                 await self._call(incoming, None)
         elif isinstance(incoming, Refusal):
             self.context.counters.refused += 1
+            self.context.counters.told(incoming.error)
             if incoming.fatal:
                 self.outbox.finish(text_frame(incoming.reply))
                 self._end("transport_error")
@@ -246,6 +247,7 @@ class Connection:
 
     def answer_error(self, invocation_id: str | None, error: HublogError) -> None:
         self.context.counters.failed_calls += 1
+        self.context.counters.told(error)
         if invocation_id is not None:
             self.outbox.write(text_frame(json_format.completion_error(invocation_id, error.wire())))
 
@@ -320,6 +322,7 @@ class Connection:
             return await self.take_over(manager, wire.token, wire.cursor)
         except (Refused, BadToken) as error:
             self.context.counters.resumes_refused += 1
+            self.context.counters.told(error)
             _log.info("resume.refused", connection=self.id, code=error.code)
             self.standing = Standing(resync="lost", code=error.code)
             return None
@@ -342,6 +345,7 @@ class Connection:
         self.receiver, self.session_id, self.manager = receiver, receiver.session, manager
         self.standing, self.gate = taken.standing, taken.resumer.gate
         self.context.counters.resumed += 1
+        self.context.counters.resyncs[taken.standing.resync or "none"] += 1
         if self.context.coordinator.standing(self.id) == "active":
             self.context.coordinator.move(self, "active")  # now with another session
         return taken.resumer
@@ -430,6 +434,7 @@ class Connection:
             self.machine.sent(now_s)
         elif due is not None:
             self.context.counters.timeouts += 1
+            self.context.counters.told(due.error)
             self.outbox.finish(text_frame(due.reply))
             self._end("timeout" if isinstance(due.error, ClientTimeout) else "transport_error")
         self.outbox.check_age(now_s, self.context.outbox_age_s)
@@ -443,6 +448,8 @@ class Connection:
         """Say why and close the connection. ``reason`` is what the session is closed as (None: it is closed)."""
         if self._ended:
             return
+        if error is not None:
+            self.context.counters.told(error)
         said = self.machine.end(error, allow_reconnect=allow_reconnect)
         if said:
             self.outbox.finish(text_frame(said))
@@ -509,6 +516,7 @@ class Connection:
             return
         self.context.counters.slow += 1
         error = SlowConsumer("the client does not read what it is sent")
+        self.context.counters.told(error)
         _log.info("connection.slow", session_id=self.session_id, code=error.code)
         self.machine.end(error)
         self._end("slow_consumer")

@@ -1,7 +1,7 @@
 """What all connections of one gateway process share: made once by the composition root."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextvars import Context
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from events.ids import HubName
 from events.subjects import HubSubjects
 from service.delivery.feed import Dispatcher
 from service.delivery.handover import Handover
+from service.delivery.outbox import Outbox
 from service.gateway.signalr.machine import Limits
 from service.gateway.tokens import KeyRing
 from service.log.author import Author
@@ -23,9 +24,23 @@ OPENINGS_AT_ONCE = 64
 
 
 class Counters:
-    """Plain ints, exported by observable instruments."""
+    """Plain ints, exported by whoever puts the process together.
 
-    __slots__ = ("closed", "failed_calls", "opened", "refused", "resumed", "resumes_refused", "slow", "timeouts")
+    ``errors``: what clients were told, by code. ``resyncs``: resumes by what they could not give exactly.
+    """
+
+    __slots__ = (
+        "closed",
+        "errors",
+        "failed_calls",
+        "opened",
+        "refused",
+        "resumed",
+        "resumes_refused",
+        "resyncs",
+        "slow",
+        "timeouts",
+    )
 
     def __init__(self) -> None:
         self.opened = 0
@@ -36,6 +51,12 @@ class Counters:
         self.failed_calls = 0
         self.timeouts = 0
         self.slow = 0
+        self.errors: dict[str, int] = {}
+        self.resyncs: dict[str, int] = {"none": 0, "repeated": 0, "lost": 0}
+
+    def told(self, error: HublogError) -> None:
+        """A client was told of an error: by an answer, a Close, or a refusal of its request."""
+        self.errors[error.code] = self.errors.get(error.code, 0) + 1
 
 
 class Closings:
@@ -65,6 +86,9 @@ class Closings:
 
 class Connected(Coordinated, Protocol):
     """A connection, as whoever ends it knows it."""
+
+    @property
+    def outbox(self) -> Outbox: ...
 
     def end(
         self, error: HublogError | None, reason: session.Closing | None, *, allow_reconnect: bool | None = None
@@ -106,6 +130,11 @@ class GatewayContext:
         self.counters = Counters()
         self.closings = Closings()
         self.draining = False
+
+    def outboxes(self) -> Iterator[int]:
+        """The bytes that wait for each connection."""
+        for connection in self.coordinator:
+            yield connection.outbox.waiting_bytes
 
     def subjects(self, hub: HubName) -> HubSubjects:
         return HubSubjects(hub, len(self.dispatchers))

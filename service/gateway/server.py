@@ -87,6 +87,7 @@ class GatewayServer:
             return self._refusal(error, request, "negotiate", headers)
         except HublogError as error:
             # Stock clients read the reason from a 200.
+            self.context.counters.told(error)
             body = negotiate.refusal(error)
         return web.Response(body=body, content_type=_JSON, headers=headers)
 
@@ -169,6 +170,7 @@ class GatewayServer:
     ) -> web.Response:
         """A problem document. Neither it nor the log has the query of the request: tokens stand there."""
         self._door.refused(error, at=at)
+        self.context.counters.told(error)
         document = problems.problem(error, request.path)
         return web.Response(
             status=document.status,

@@ -9,19 +9,21 @@ from projections.read import ReadModel
 from service import VERSION
 from service.admin import listening
 from service.api.app import make_app
-from service.api.server import make_runner
+from service.api.server import Dispatcher, make_runner
 from service.log.author import Author
 from service.nodes.lease import LastRenewals
 from service.process.access import make_door, measure_door
 from service.process.health import NatsHealth, measure_circuits
 from service.process.lifecycle import begin, operable
 from service.process.managers import global_view, manager_factory
+from service.process.measuring import measure_errors, measure_log
 from service.process.parts import the_log
 from service.process.postgres_health import PostgresHealth
 from service.process.schema import require_schema
 from service.process.tracing import traced
 from service.sessions.hubs import Hubs
 from service.settings import ADMIN_OFFSET_API, Settings
+from service.telemetry import Metrics
 
 INSTANCE = "api"
 
@@ -42,7 +44,8 @@ async def run(settings: Settings) -> None:
         hubs = Hubs(nats.guarded, manager_factory(settings, nats.guarded, Author(), view))
         renewals = LastRenewals(log)
         reads = ReadModel(dsn, log.partitions, guard=postgres.breaker)
-        runner = make_runner(make_app(reads, hubs, renewals.at_us, version=VERSION, door=door, tracing=traces.tracing))
+        app = make_app(reads, hubs, renewals.at_us, version=VERSION, door=door, tracing=traces.tracing)
+        runner = make_runner(app)
         checks = {**nats.checks(), **postgres.checks(), "staleness": postgres.staleness}
         async with (
             operable(
@@ -54,9 +57,21 @@ async def run(settings: Settings) -> None:
             measure_door(metrics, door)
             measure_circuits(metrics, nats.breaker, postgres.breaker)
             traces.measure(metrics)
+            _measure(metrics, app)
+            measure_log(metrics, log)
             await told_to_stop.wait()
         await hubs.shutdown()
         await reads.close()
+
+
+def _measure(metrics: Metrics, app: Dispatcher) -> None:
+    """Numbers that are kept anyway, made readable."""
+    measure_errors(metrics, app.errors)
+    metrics.counter(
+        "hublog_api_requests_total",
+        lambda: [({"status": str(status)}, count) for status, count in app.answered.items()],
+    )
+    metrics.histogram("hublog_api_request_duration_seconds", lambda: app.took)
 
 
 @asynccontextmanager

@@ -23,14 +23,15 @@ from service.log.fenced import FencedLog
 from service.nodes.lease import Lease
 from service.process.access import make_door, measure_door
 from service.process.canary import make_canary, measure_canary
+from service.process.gateway_measures import measure_gateway
 from service.process.health import NatsHealth, measure_circuits
 from service.process.lifecycle import begin, operable
 from service.process.managers import global_view, manager_factory
+from service.process.measuring import measure_log
 from service.process.parts import the_log
 from service.process.tracing import traced
 from service.sessions.hubs import Hubs
 from service.settings import Settings
-from service.telemetry import Metrics
 
 COLLECTOR_THRESHOLDS = (50_000, 20, 50)
 """Net new objects per young look, young looks per middle one, middle ones per full look (see ``gc.set_threshold``)."""
@@ -91,7 +92,8 @@ async def run(settings: Settings, index: int) -> None:
             _rounds(dispatchers, lease, server, settings.nats_grace_s, nats.job, canary.run),
             listening(server.runner(), settings.host, port, setting="HUBLOG_GATEWAY_PORT"),
         ):
-            _measure(metrics, server, dispatchers, lease)
+            measure_gateway(metrics, server, lease)
+            measure_log(metrics, log)
             measure_door(metrics, door)
             measure_circuits(metrics, nats.breaker)
             measure_canary(metrics, canary)
@@ -155,30 +157,3 @@ async def _say_goodbye(lease: Lease) -> None:
         await lease.drain()
     except HublogError as error:
         _log.warning("node.left_silently", node=lease.node, code=error.code)
-
-
-def _measure(metrics: Metrics, server: GatewayServer, dispatchers: list[Dispatcher], lease: Lease) -> None:
-    """Numbers that are kept anyway, made readable."""
-    context = server.context
-    counters, standings = context.counters, context.coordinator.counts
-    metrics.counter("hublog_connections_without_request_total", lambda: server.arrivals.closed)
-    metrics.gauge("hublog_connections", lambda: len(context.coordinator))
-    metrics.gauge(
-        "hublog_connections_by_standing", lambda: [({"standing": one}, count) for one, count in standings.items()]
-    )
-    metrics.counter("hublog_sessions_opened_total", lambda: counters.opened)
-    metrics.counter("hublog_sessions_closed_total", lambda: counters.closed)
-    metrics.counter("hublog_resumes_total", lambda: counters.resumed)
-    metrics.counter("hublog_resumes_refused_total", lambda: counters.resumes_refused)
-    metrics.counter("hublog_resume_messages_total", lambda: sum(one.replayed for one in context.handovers))
-    metrics.counter("hublog_resume_reads_total", lambda: sum(one.reads for one in context.handovers))
-    metrics.counter("hublog_calls_failed_total", lambda: counters.failed_calls)
-    metrics.counter("hublog_slow_consumers_total", lambda: counters.slow)
-    metrics.counter("hublog_client_timeouts_total", lambda: counters.timeouts)
-    metrics.counter("hublog_deliveries_total", lambda: sum(one.counters.deliveries for one in dispatchers))
-    metrics.counter("hublog_delivery_holds_total", lambda: sum(one.counters.holds for one in dispatchers))
-    metrics.counter("hublog_delivery_repaired_events_total", lambda: sum(one.counters.repaired for one in dispatchers))
-    metrics.counter("hublog_delivery_tail_repairs_total", lambda: sum(one.counters.tail_repairs for one in dispatchers))
-    metrics.counter("hublog_delivery_holes_total", lambda: sum(one.counters.holes for one in dispatchers))
-    metrics.gauge("hublog_suspended", lambda: int(lease.suspended()))
-    metrics.counter("hublog_node_lost_total", lambda: lease.lost)

@@ -3,16 +3,19 @@
 import asyncio
 
 from events.errors import LogDamaged
+from projections.read import ReadModel
 from projections.runner import Projector
 from service.admin import Check
 from service.process.batches import Batches
 from service.process.health import NatsHealth, measure_circuits
 from service.process.lifecycle import begin, operable
+from service.process.measuring import measure_log
 from service.process.parts import the_log
 from service.process.postgres_health import PostgresHealth
 from service.process.schema import require_schema
 from service.process.sweeping import Sweeping
 from service.process.tracing import traced
+from service.process.watching import Watching
 from service.settings import ADMIN_OFFSET_PROJECTOR, Settings
 from service.telemetry import Metrics
 
@@ -32,6 +35,8 @@ async def run(settings: Settings) -> None:
         batches = [Batches(number, traces.tracing) for number in range(log.partitions)]
         projectors = [Projector(dsn, log, one.partition, on_written=one.written) for one in batches]
         nats, postgres = NatsHealth(log), PostgresHealth(dsn, stale_after_s=settings.stale_after_s)
+        reads = ReadModel(dsn, log.partitions, connections_max=1, guard=postgres.breaker)
+        watching = Watching(log, projectors, reads)
         sweeping = Sweeping(settings, log, nats.guarded, projectors, dsn, postgres.breaker)
         checks = {
             **nats.checks(),
@@ -54,12 +59,16 @@ async def run(settings: Settings) -> None:
             traces.measure(metrics)
             sweeping.measure(metrics)
             measure_circuits(metrics, nats.breaker, postgres.breaker)
+            watching.measure(metrics)
+            measure_log(metrics, log)
             tasks = [group.create_task(_project(projector)) for projector in projectors]
-            tasks += [group.create_task(job) for job in (nats.job(), postgres.job(), *sweeping.jobs())]
+            jobs = (nats.job(), postgres.job(), *sweeping.jobs(), watching.run())
+            tasks += [group.create_task(job) for job in jobs]
             await told_to_stop.wait()
             for task in tasks:
                 task.cancel()
         await sweeping.close()
+        await reads.close()
 
 
 async def _project(projector: Projector) -> None:
@@ -87,7 +96,11 @@ def _by(one: Batches) -> dict[str, str]:
 def _measure(metrics: Metrics, projectors: list[Projector], batches: list[Batches]) -> None:
     """Numbers that are kept anyway, made readable."""
     labels = [(projector, {"partition": str(projector.partition)}) for projector in projectors]
-    metrics.gauge("hublog_projection_lag_events", lambda: [(by, p.lag) for p, by in labels])
+    # Who stands by does not know.
+    metrics.gauge(
+        "hublog_projection_lag_seconds", lambda: [(by, p.lag_s) for p, by in labels if p.state != "standing_by"]
+    )
+    metrics.gauge("hublog_projection_lag_events", lambda: [(by, p.lag) for p, by in labels if p.state != "standing_by"])
     metrics.gauge("hublog_projection_leading", lambda: [(by, int(p.state == "leading")) for p, by in labels])
     metrics.gauge("hublog_projection_parked_events", lambda: [(by, p.parked) for p, by in labels])
     metrics.histogram("hublog_projection_delay_seconds", lambda: [(_by(one), one.delay) for one in batches])

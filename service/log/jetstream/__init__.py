@@ -13,12 +13,13 @@ from service.log.jetstream.append import Writer
 from service.log.jetstream.client import Listening, SyncClient, connect
 from service.log.jetstream.cursor import Cursor
 from service.log.jetstream.feed import Feed
-from service.log.jetstream.read import Reader
+from service.log.jetstream.read import Reader, StreamSize
 from service.log.jetstream.replies import Replies
 from service.log.port import Done, OnDoubt, OnMessage, Stored
+from service.log.tally import Tally
 from service.telemetry.tracing import OFF, Tracing
 
-__all__ = ["JetStreamLog", "jetstream_log", "migrate_log"]
+__all__ = ["JetStreamLog", "StreamSize", "jetstream_log", "migrate_log"]
 
 CLOSE_DEADLINE_S = 5.0
 PROBE_TIMEOUT_S = 1.0
@@ -52,6 +53,21 @@ class JetStreamLog:
     @property
     def connected(self) -> bool:
         return self._client.connected
+
+    @property
+    def tally(self) -> Tally:
+        """What became of the writes."""
+        return self._writer.tally
+
+    @property
+    def disconnects(self) -> int:
+        """How often the connection was lost."""
+        return self._client.losses
+
+    async def size(self, partition: int) -> StreamSize:
+        """How much a partition holds, as the leader knows it. Raises: LogUnavailable."""
+        info = await self._reader.info(partition)
+        return StreamSize(info.state.bytes, info.state.messages, info.first, info.last, info.first_at_us)
 
     # -- EventLog
 

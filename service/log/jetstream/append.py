@@ -9,6 +9,7 @@ import contextlib
 import random
 import secrets
 from collections.abc import Sequence
+from time import monotonic
 
 import msgspec
 
@@ -33,6 +34,7 @@ from service.log.jetstream.lane import BACKOFF_FIRST_S, BACKOFF_MAX_S, Lane, Wri
 from service.log.jetstream.read import Reader
 from service.log.jetstream.replies import NO_RESPONDERS, ApiError, Replies
 from service.log.port import APPEND_EVENTS_MAX, CONDITIONAL_DEADLINE_S, Done, Stored, must_be
+from service.log.tally import STORED, Tally
 from service.telemetry.tracing import OFF, Tracing
 
 CONDITIONAL_WAIT_S = 1.5  # an answer later than this is taken for lost
@@ -64,6 +66,15 @@ class _Question:
             self.future.set_result(None)
 
 
+class _Doubt:
+    """Whether an answer to a write did not come."""
+
+    __slots__ = ("was",)
+
+    def __init__(self) -> None:
+        self.was = False
+
+
 class Writer:
     """All writing of one connection."""
 
@@ -74,7 +85,8 @@ class Writer:
         self._replies = replies
         self._reader = reader
         self._tracing = tracing
-        self._lanes = [Lane(client, replies) for _ in range(partitions)]
+        self.tally = Tally()
+        self._lanes = [Lane(client, replies, self.tally) for _ in range(partitions)]
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._appending = 0
@@ -88,11 +100,13 @@ class Writer:
             event, done = self._traced(subject, event, done)
         loop = asyncio.get_running_loop()
         if self._closed or not self._client.connected:
+            self.tally.refused(LogUnavailable.code)
             loop.call_soon(done, LogUnavailable("there is no connection to NATS; nothing was sent"))
             return
         lane = self._lanes[partition(subject)]
         error = lane.enter(Write(lane, subject, event, done, loop.time()))
         if error is not None:
+            self.tally.refused(error.code)
             loop.call_soon(done, error)
         elif self._timer is None:
             self._timer = loop.call_later(TICK_S, self._tick)
@@ -161,7 +175,7 @@ class Writer:
         self._appending += 1
         try:
             if events[0].traceparent is None:
-                return await self._append(subject, events, expected)
+                return await self._append_counted(subject, events, expected)
             return await self._append_traced(subject, events, expected, events[0].traceparent)
         finally:
             self._appending -= 1
@@ -171,11 +185,11 @@ class Writer:
     async def _append_traced(self, subject: str, events: Sequence[NewEvent], expected: int, traceparent: str) -> int:
         span = self._tracing.child("append", "producer", traceparent, {"hublog.subject": subject})
         if span is None:
-            return await self._append(subject, events, expected)
+            return await self._append_counted(subject, events, expected)
         code: str | None = Internal.code
         try:
             events = [msgspec.structs.replace(event, traceparent=span.traceparent) for event in events]
-            sequence = await self._append(subject, events, expected)
+            sequence = await self._append_counted(subject, events, expected)
             span.note("hublog.sequence", sequence)
             code = None
         except HublogError as error:
@@ -186,7 +200,20 @@ class Writer:
         finally:
             span.end(code)
 
-    async def _append(self, subject: str, events: Sequence[NewEvent], expected: int) -> int:
+    async def _append_counted(self, subject: str, events: Sequence[NewEvent], expected: int) -> int:
+        began_s, doubt, ended = monotonic(), _Doubt(), Internal.code
+        try:
+            sequence = await self._append(subject, events, expected, doubt)
+            ended = STORED
+        except HublogError as error:
+            ended = error.code
+            raise
+        else:
+            return sequence
+        finally:
+            self.tally.ended("conditional", ended, began_s, doubted=doubt.was)
+
+    async def _append(self, subject: str, events: Sequence[NewEvent], expected: int, doubt: "_Doubt") -> int:
         clock = asyncio.get_running_loop().time
         # The last attempt begins so early that it can be waited for in full: a hasty one would leave a doubt behind.
         last_start_at = clock() + CONDITIONAL_DEADLINE_S - CONDITIONAL_WAIT_S
@@ -197,12 +224,13 @@ class Writer:
             if self._client.connected:
                 ack = await self._ask(subject, events, expected)
                 if ack is None:
-                    maybe = True
+                    maybe = doubt.was = True
                 else:
                     try:
                         verdict = await self._judge(ack, subject, events, expected, maybe=maybe)
                     except LogUnavailable as exc:  # while looking for what may be stored
-                        maybe, verdict = True, exc
+                        maybe = doubt.was = True
+                        verdict = exc
                     if isinstance(verdict, int):
                         return verdict
                     problem = verdict

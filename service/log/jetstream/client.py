@@ -84,6 +84,7 @@ class SyncClient(Client):
         self.last_problem: str | None = None
         self.on_cluster_changed: Callable[[], None] = lambda: None
         self._cluster: frozenset[str] = frozenset()
+        self.losses = 0
         super().__init__()
 
     # -- the way in and out, all synchronous
@@ -235,6 +236,7 @@ class SyncClient(Client):
             return
         self._usable = False
         if status != Client.CLOSED:
+            self.losses += 1
             log.warning("nats.disconnected", problem=self.last_problem)
         for observer in self._observers:
             observer.lost()

@@ -87,7 +87,7 @@ class Feed:
 
     def _cluster_changed(self) -> None:
         for partition in self._doubters:
-            self._tell(partition, "servers of the cluster came or went")
+            self._tell(partition, "servers changed")
 
     def _tell(self, partition: int, reason: str) -> None:
         for on_doubt in self._doubters.get(partition, ()):

@@ -9,6 +9,7 @@ import contextlib
 import random
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 
 import msgspec
 import structlog
@@ -19,6 +20,7 @@ from service.log.jetstream.answers import NOT_NOW, acks, failure, header_block
 from service.log.jetstream.client import SyncClient
 from service.log.jetstream.replies import NO_RESPONDERS, ApiError, Replies
 from service.log.port import PUBLISH_DEADLINE_S, Done, Stored
+from service.log.tally import DUPLICATE, STORED, Tally
 
 IN_FLIGHT_MAX = 2_000  # per partition and process; the server buffers 10,000 per stream before it answers 429
 HELD_MAX = 8_000  # waiting behind them; beyond: LogOverloaded
@@ -33,7 +35,19 @@ log = structlog.get_logger(__name__)
 class Write:
     """One unconditional write, from its submission to its outcome."""
 
-    __slots__ = ("done", "event", "give_up_at", "lane", "maybe", "sent_at", "size", "subject", "token", "unclear")
+    __slots__ = (
+        "began_s",
+        "done",
+        "event",
+        "give_up_at",
+        "lane",
+        "maybe",
+        "sent_at",
+        "size",
+        "subject",
+        "token",
+        "unclear",
+    )
 
     def __init__(self, lane: "Lane", subject: str, event: NewEvent, done: Done, now: float) -> None:
         self.lane = lane
@@ -41,6 +55,7 @@ class Write:
         self.event = event
         self.done = done
         self.give_up_at = now + PUBLISH_DEADLINE_S
+        self.began_s = monotonic()  # finer than the loop's clock, which stands still within a turn of it
         self.size = len(event.payload) + 512
         self.token = 0
         self.sent_at = 0.0
@@ -79,8 +94,9 @@ class Lane:
     moment while later ones of the same flight were taken comes after those: the server gives no way to hold them back.
     """
 
-    def __init__(self, client: SyncClient, replies: Replies) -> None:
+    def __init__(self, client: SyncClient, replies: Replies, tally: Tally) -> None:
         self.client = client
+        self.tally = tally
         self.replies = replies
         self.flying: dict[int, Write] = {}  # by token, in the order of sending
         self.held: deque[Write] = deque()
@@ -139,6 +155,8 @@ class Lane:
     def _end(self, write: Write, outcome: Stored | HublogError) -> None:
         """The one place where ``done`` is called for a write that was taken in."""
         self.bytes -= write.size
+        ended = (DUPLICATE if outcome.duplicate else STORED) if isinstance(outcome, Stored) else outcome.code
+        self.tally.ended("unconditional", ended, write.began_s, doubted=write.maybe)
         try:
             write.done(outcome)
         except Exception:

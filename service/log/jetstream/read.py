@@ -48,12 +48,24 @@ class _GetAnswer(msgspec.Struct, frozen=True):
 
 class _State(msgspec.Struct, frozen=True):
     messages: int = 0
+    bytes: int = 0
     first_seq: int = 0
+    first_ts: str = ""
     last_seq: int = 0
 
 
 class _Cluster(msgspec.Struct, frozen=True):
     leader: str = ""
+
+
+class StreamSize(msgspec.Struct, frozen=True):
+    """What a stream holds. ``first_at_us``: when its oldest event was stored; None where it is empty."""
+
+    bytes: int
+    messages: int
+    first: int
+    last: int
+    first_at_us: int | None
 
 
 class Info(msgspec.Struct, frozen=True):
@@ -71,6 +83,10 @@ class Info(msgspec.Struct, frozen=True):
     @property
     def first(self) -> int:
         return self.state.first_seq if self.state.messages else self.state.last_seq + 1
+
+    @property
+    def first_at_us(self) -> int | None:
+        return micros(self.state.first_ts) if self.state.messages else None
 
 
 _gets = msgspec.json.Decoder(_GetAnswer)
