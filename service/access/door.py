@@ -8,11 +8,21 @@ import time
 
 import structlog
 
-from events.errors import HubForbidden, HublogError, NotAdmitted, OriginRefused, ScopeMissing, TokenInvalid
+from events.errors import (
+    HubForbidden,
+    HublogError,
+    NotAdmitted,
+    OriginRefused,
+    ScopeMissing,
+    TokenInvalid,
+    TokenUserMismatch,
+)
 from service.access.bearer import Verifier, token_of
 from service.access.claims import Claims
 from service.access.origins import Origins
 
+OURS = (NotAdmitted, OriginRefused, TokenUserMismatch)
+"""What a door refuses with."""
 LINES_PER_S = 10
 """Of refusals; the rest of a flood is counted, and the next line says how many."""
 
@@ -42,9 +52,10 @@ class Door:
         """
         return None if self._verifier is None else self._verifier(token_of(authorization, access_token))
 
-    def refused(self, error: HublogError, *, at: str) -> None:
-        """Count and log an error, if it is one of ours. ``at``: what was asked for, in constant words."""
-        if not isinstance(error, NotAdmitted | OriginRefused):
+    def refused(self, error: HublogError, *, at: str, remote: str | None) -> None:
+        """Count and log an error, if it is one of ours. ``at``: what was asked for, in constant words; ``remote``: the
+        address that asked, which may be a proxy's."""
+        if not isinstance(error, OURS):
             return
         self.refusals[error.code] = self.refusals.get(error.code, 0) + 1
         second = int(time.monotonic())
@@ -55,7 +66,9 @@ class Door:
             return
         self._lines += 1
         unlogged, self._unlogged = self._unlogged, 0
-        _log.warning("access.refused", code=error.code, why=error.message, at=at, unlogged_before=unlogged)
+        _log.warning(
+            "access.refused", code=error.code, why=error.message, at=at, remote=remote, unlogged_before=unlogged
+        )
 
 
 def may_connect(claims: Claims, hub: str) -> None:

@@ -26,7 +26,7 @@ from events.errors import (
 )
 from service import problems
 from service.access.claims import Claims
-from service.access.door import Door, may_ask
+from service.access.door import OURS, Door, may_ask
 from service.api.pages import acting
 from service.api.routes import POSITION_HEADER, Call, Reading, Table, query_pairs
 from service.telemetry import Buckets
@@ -95,14 +95,15 @@ class Dispatcher:
             log.exception("api.failed", method=request.method, path=path[:256], exc_info=exc)
             error = Internal("something here is broken; it has been logged")
         if error is not None:
-            self._door.refused(error, at="api")
+            self._door.refused(error, at="api", remote=request.remote)
             self.errors[error.code] = self.errors.get(error.code, 0) + 1
             response = problem_response(error, path)
         if span is not None:
             span.end(error.code if error is not None else None)
         self.took.add(time.monotonic() - started)
         self.answered[response.status] = self.answered.get(response.status, 0) + 1
-        if call is not None and request.method not in SAFE:
+        # The door has lines of its own, and a bound to them: strangers could fill the log.
+        if call is not None and request.method not in SAFE and not isinstance(error, OURS):
             log.info(
                 "api.command",
                 method=request.method,

@@ -169,7 +169,7 @@ class GatewayServer:
         self, error: HublogError, request: web.Request, at: str, headers: Mapping[str, str] = MappingProxyType({})
     ) -> web.Response:
         """A problem document. Neither it nor the log has the query of the request: tokens stand there."""
-        self._door.refused(error, at=at)
+        self._door.refused(error, at=at, remote=request.remote)
         self.context.counters.told(error)
         document = problems.problem(error, request.path)
         return web.Response(

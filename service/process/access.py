@@ -4,17 +4,17 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from events.errors import Misconfigured, NotAdmitted, OriginRefused, every_error
+from events.errors import Misconfigured, every_error
 from service.access import bearer
 from service.access.claims import payload_of
-from service.access.door import Door
+from service.access.door import OURS, Door
 from service.access.keys import Keys, read_keys
 from service.access.origins import Origins
 from service.settings import Settings
 from service.telemetry import Metrics
 
 KEY_FILE_BYTES_MAX = 64 * 1024
-COUNTED = tuple(sorted(code for code, error in every_error().items() if issubclass(error, NotAdmitted | OriginRefused)))
+COUNTED = tuple(sorted(code for code, error in every_error().items() if issubclass(error, OURS)))
 
 
 def make_door(settings: Settings) -> Door:

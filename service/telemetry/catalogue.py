@@ -105,7 +105,7 @@ CATALOGUE: tuple[Declared, ...] = (
         ("gateway", "api"),
         "Requests refused at the door: by their token or their origin.",
         code="of the error: `token_missing`, `token_invalid`, `token_expired`, `hub_forbidden`, `scope_missing`, "
-        "`origin_refused`",
+        "`token_user_mismatch`, `origin_refused`",
     ),
     # ------------------------------------------------------------------------ delivery
     _counter("hublog_deliveries_total", GATEWAY, "Messages written to connections."),

@@ -81,4 +81,5 @@ def test_every_code_of_the_door_is_counted_from_the_start() -> None:
         "token_expired",
         "token_invalid",
         "token_missing",
+        "token_user_mismatch",
     )

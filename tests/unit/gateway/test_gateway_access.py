@@ -127,6 +127,7 @@ async def test_a_negotiation_is_only_for_who_negotiated(http: aiohttp.ClientSess
     ):
         async with http.get(f"{locked.url}/hubs/chat{query}", headers=UPGRADE) as answer:
             assert (answer.status, (await answer.json(content_type=None))["code"]) == expected
+    assert locked.server._door.refusals == {"token_user_mismatch": 1, "token_missing": 1}
 
 
 async def test_only_its_user_resumes_a_session(locked: Node):
