@@ -97,13 +97,15 @@ def mint(keys: Keys, payload: Mapping[str, Any], *, issuer: str | None, audience
 def token_of(authorization: str | None, access_token: str | None) -> str:
     """The token of a request: of its ``Authorization`` header, else of ``?access_token=``.
 
+    A header of another scheme is a proxy's, which browsers repeat at every request to it.
+
     Raises: TokenMissing, TokenInvalid.
     """
-    if authorization is not None:
-        scheme, _, token = authorization.strip().partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
-            raise TokenInvalid("the Authorization header is not `Bearer` and a token")
+    scheme, _, token = (authorization or "").strip().partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
         return token.strip()
-    if not access_token:
+    if access_token:
+        return access_token
+    if authorization is None:
         raise TokenMissing("there is no access token")
-    return access_token
+    raise TokenInvalid("the Authorization header is not `Bearer` and a token")
