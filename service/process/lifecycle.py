@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 import structlog
 
 from service import VERSION
-from service.admin import Check, admin_app, serving
+from service.admin import Check, admin_app, serving_apart
+from service.pulse import Pulse
 from service.settings import Settings
 from service.telemetry import Metrics, configure_logging
 
@@ -53,10 +54,15 @@ async def operable(
     labels = {"process": instance, "version": VERSION}
     metrics.gauge("hublog_build_info", lambda: [(labels, 1)])
     checks = {**checks, "draining": lambda: "told to stop" if told_to_stop.is_set() else None}
-    app = admin_app(metrics, checks, details=details)
+    pulse = Pulse()
+    metrics.histogram("hublog_loop_lag_seconds", lambda: pulse.lag)
+    app = admin_app(metrics, checks, details=details, pulse=pulse)
+    pulse.start()
     try:
-        async with serving(app, settings.host, settings.admin_port + offset, setting="HUBLOG_ADMIN_PORT"):
-            log.info("process_started", role=role, admin_port=settings.admin_port + offset)
+        port = settings.admin_port + offset
+        async with serving_apart(app, settings.host, port, setting="HUBLOG_ADMIN_PORT", beside=pulse.watch):
+            log.info("process_started", role=role, admin_port=port)
             yield metrics
     finally:
+        pulse.stop()
         log.info("process_stopped", role=role)

@@ -56,6 +56,9 @@ def _histogram(name: str, roles: Sequence[str], meaning: str, **labels: str) -> 
 
 
 CATALOGUE: tuple[Declared, ...] = (
+    _histogram(
+        "hublog_loop_lag_seconds", EVERY, "By how much a timer of the event loop was late, four times a second."
+    ),
     _gauge("hublog_build_info", EVERY, "Always 1.", process="the name in its log lines", version="of the release"),
     # ------------------------------------------------------------------------ connections and sessions of a gateway
     _gauge("hublog_connections", GATEWAY, "Open connections."),
