@@ -1,7 +1,7 @@
 """Circuit breakers and retry budgets: when to stop asking somebody who does not answer, and how often to ask again.
 
 Both are pure: time and jitter are arguments. A :class:`Breaker` is moved by probes only, one at a time, never by the
-callers that it turns away: their outcomes may be unknown, come late, and blame overload as well as silence (ADR 0010).
+callers that it turns away: their outcomes may be unknown, come late, and blame overload as well as silence (ADR 0011).
 :func:`keep` is the shell that probes. Knows neither NATS nor Postgres.
 """
 
@@ -14,12 +14,12 @@ from typing import Literal, TypeAlias
 import structlog
 
 from events.errors import HublogError
+from service.voice import Voice
 
 FAILURES_MAX = 2  # probes that failed in a row; one may be this process's own pause
 PROBE_EVERY_S = 1.0
 PAUSE_FIRST_S = 0.5  # after a probe that failed; doubled up to the maximum while open, with jitter
 PAUSE_MAX_S = 2.0
-SAID_EVERY_S = 60.0  # a change to the same state is logged at most this often
 
 State: TypeAlias = Literal["closed", "open", "half_open"]
 STATES: tuple[State, ...] = ("closed", "open", "half_open")
@@ -118,33 +118,12 @@ class RetryBudget:
         return True
 
 
-class Voice:
-    """Says changes of state, each kind at most once in ``SAID_EVERY_S``, and with the next how many were swallowed."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._said_s: dict[str, float] = {}
-        self._swallowed = 0
-
-    def changed(self, event: str, now_s: float, problem: str | None) -> None:
-        if now_s - self._said_s.get(event, -SAID_EVERY_S) < SAID_EVERY_S:
-            self._swallowed += 1
-            return
-        self._said_s[event] = now_s
-        more = {"not_said": self._swallowed} if self._swallowed else {}
-        self._swallowed = 0
-        if problem is None:
-            _log.info(event, circuit=self._name, **more)
-        else:
-            _log.warning(event, circuit=self._name, problem=problem, **more)
-
-
 async def keep(breaker: Breaker, probe: Callable[[], Awaitable[object]]) -> None:
     """Probe for ever, so that it opens without a caller and closes without one. Ends by cancellation.
 
     ``probe`` is bounded in time, and raises a HublogError when it is not answered.
     """
-    voice = Voice(breaker.name)
+    voice = Voice(_log.bind(circuit=breaker.name))
     while True:
         await asyncio.sleep(breaker.pause_s(random.random()))  # noqa: S311  jitter is no secret
         began_s = time.monotonic()
@@ -153,7 +132,7 @@ async def keep(breaker: Breaker, probe: Callable[[], Awaitable[object]]) -> None
             await probe()
         except HublogError as exc:
             if breaker.failed(began_s, exc.message):
-                voice.changed("circuit.opened", time.monotonic(), exc.message)
+                voice.say("warning", "circuit.opened", problem=exc.message)
         else:
             if breaker.succeeded():
-                voice.changed("circuit.closed", time.monotonic(), None)
+                voice.say("info", "circuit.closed")

@@ -24,6 +24,7 @@ from service.delivery.interest import Chain, Interest, Receiver
 from service.delivery.lag import Lag
 from service.log.port import EventLog, LiveFeed
 from service.telemetry.tracing import OFF, Tracing
+from service.voice import Voice
 
 BUFFER_MESSAGES_MAX = 50_000  # collected while held; beyond it the buffer is dropped and read from the log instead
 BUFFER_BYTES_MAX = 64 * 1024 * 1024
@@ -98,6 +99,7 @@ class Dispatcher:
         self.log = log
         self.feed = feed
         self.counters = Counters()
+        self.voice = Voice(_log.bind(partition=partition))
         self.interest = Interest(feed, self.hear)
         self.position = 0  # the highest sequence dispatched
         self.live = True
@@ -226,7 +228,7 @@ class Dispatcher:
             self.counters.holds += 1
             self.counters.held_for[reason if reason in HOLD_REASONS else "other"] += 1
             if scope is None:
-                _log.info("delivery.held", partition=self.partition, reason=reason)
+                self.voice.say("info", "delivery.held", reason=reason)
         self._wake.set()
 
     def begin_round(self) -> set[Chain] | None:

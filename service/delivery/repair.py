@@ -71,7 +71,7 @@ async def _until_live(dispatcher: Dispatcher) -> None:
             if dispatcher.go_live(up_to):
                 if full:
                     took_ms = round((time.monotonic() - since_s) * 1_000, 1)
-                    _log.info("delivery.live", partition=dispatcher.partition, held_ms=took_ms, up_to=up_to)
+                    dispatcher.voice.say("info", "delivery.live", held_ms=took_ms, up_to=up_to)
                 return
             await asyncio.sleep(0)
 

@@ -18,6 +18,7 @@ from events import codec, node, subjects
 from events.errors import HublogError, OutcomeUnknown
 from service.log.author import Author
 from service.log.port import EventLog
+from service.voice import Voice
 
 RENEW_EVERY_S = 2.0
 RETRY_EVERY_S = 0.25
@@ -84,6 +85,7 @@ class Lease:
 
     async def keep(self) -> None:
         """Renew for ever; what fails is soon tried again, within what is left of the lease. Ends by cancellation."""
+        voice = Voice(_log.bind(node=self.node))
         failing = False
         while True:
             await asyncio.sleep(RETRY_EVERY_S if failing else RENEW_EVERY_S)
@@ -94,7 +96,7 @@ class Lease:
                     await self._renew()
             except HublogError as error:
                 if not failing:
-                    _log.warning("lease.not_renewed", node=self.node, code=error.code)
+                    voice.say("warning", "lease.not_renewed", code=error.code)
                 failing = True
             else:
                 failing = False
@@ -105,17 +107,18 @@ class Lease:
 
     async def watch(self, grace_s: float, on_grace: Callable[[], None]) -> None:
         """Say when the node is suspended; call ``on_grace`` once it was for too long. Ends by cancellation."""
+        voice = Voice(_log.bind(node=self.node))
         since_s: float | None = None
         over = False
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
             if not self.suspended():
                 if since_s is not None:
-                    _log.info("node.resumed", node=self.node, suspended_s=round(self._clock() - since_s, 1))
+                    voice.say("info", "node.resumed", suspended_s=round(self._clock() - since_s, 1))
                 since_s, over = None, False
             elif since_s is None:
                 since_s = self._clock()
-                _log.warning("node.suspended", node=self.node)
+                voice.say("warning", "node.suspended")
             elif not over and self._clock() - since_s > grace_s:
                 over = True
                 on_grace()

@@ -35,6 +35,7 @@ from service.settings import Settings
 
 COLLECTOR_THRESHOLDS = (50_000, 20, 50)
 """Net new objects per young look, young looks per middle one, middle ones per full look (see ``gc.set_threshold``)."""
+HELD_MAX_S = 10.0  # that a partition may wait for the log before the node says that it is not ready
 
 _log = structlog.get_logger(__name__)
 
@@ -78,7 +79,11 @@ async def run(settings: Settings, index: int) -> None:
         server = GatewayServer(context, door)
         _obey(lease, server, dispatchers)
         canary = make_canary(settings, lease, fenced, log, author)
-        checks = {**nats.checks(), "lease": lambda: "suspended: not renewed" if lease.suspended() else None}
+        checks = {
+            **nats.checks(),
+            "lease": lambda: "suspended: not renewed" if lease.suspended() else None,
+            "delivery": lambda: _standstill(dispatchers),
+        }
         async with (
             operable(
                 settings,
@@ -136,6 +141,13 @@ def _obey(lease: Lease, server: GatewayServer, dispatchers: list[Dispatcher]) ->
 
     lease.on_renewed = renewed
     lease.on_lost = lambda: server.end_all("this node was taken for lost", "node_lost")
+
+
+def _standstill(dispatchers: list[Dispatcher]) -> str | None:
+    slowest = max(dispatchers, key=lambda one: one.held_s)
+    if slowest.held_s < HELD_MAX_S:
+        return None
+    return f"partition {slowest.partition} has waited {slowest.held_s:.0f} s for the log"
 
 
 def _give_up(server: GatewayServer) -> None:

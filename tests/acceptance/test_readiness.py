@@ -126,7 +126,7 @@ async def test_each_is_ready_and_says_what_it_looked_at(served: Up) -> None:
         assert ready, checks
         assert set(checks.values()) == {"ok"}
         looked_at[role] = set(checks)
-    assert looked_at["gateway"] == {"nats", "lease", "draining"}
+    assert looked_at["gateway"] == {"nats", "lease", "delivery", "draining"}
     assert looked_at["api"] == {"nats", "postgres", "schema", "staleness", "draining"}
     assert looked_at["projector"] >= {"nats", "postgres", "schema", "partition 0", "leases", "sweeper", "draining"}
 

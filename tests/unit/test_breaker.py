@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.errors import LogUnavailable
-from service.breaker import FAILURES_MAX, PAUSE_FIRST_S, PAUSE_MAX_S, PROBE_EVERY_S, Breaker, RetryBudget, Voice, keep
+from service.breaker import FAILURES_MAX, PAUSE_FIRST_S, PAUSE_MAX_S, PROBE_EVERY_S, Breaker, RetryBudget, keep
+from service.voice import Voice
 
 
 def opened() -> Breaker:
@@ -86,17 +87,21 @@ def test_the_budget_refuses_what_is_beyond_its_rate() -> None:
 
 
 def test_a_change_is_said_once_a_minute_and_what_was_swallowed_is_counted() -> None:
-    voice = Voice("nats")
+    now_s = 0.0
+    voice = Voice(structlog.get_logger().bind(circuit="nats"), clock=lambda: now_s)
     with structlog.testing.capture_logs() as lines:
         for second in (0.0, 10.0, 20.0):
-            voice.changed("circuit.opened", second, "silence")
-            voice.changed("circuit.closed", second + 5, None)
-        voice.changed("circuit.opened", 60.0, "silence")
-    assert [(line["event"], line.get("not_said")) for line in lines] == [
-        ("circuit.opened", None),
-        ("circuit.closed", None),
-        ("circuit.opened", 4),
+            now_s = second
+            voice.say("warning", "circuit.opened", problem="silence")
+            voice.say("info", "circuit.closed")
+        now_s = 60.0
+        voice.say("warning", "circuit.opened", problem="silence")
+    assert [(line["event"], line["log_level"], line.get("not_said")) for line in lines] == [
+        ("circuit.opened", "warning", None),
+        ("circuit.closed", "info", None),
+        ("circuit.opened", "warning", 2),
     ]
+    assert lines[2]["circuit"] == "nats"
 
 
 async def test_the_prober_opens_and_closes_it_without_any_caller(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from nats import errors as nats_errors
 from nats.aio.client import Client, Server
 
 from events.errors import LogUnavailable, PayloadTooLarge
+from service.voice import Voice
 
 CONNECT_TIMEOUT_S = 2
 PING_INTERVAL_S = 5  # a dead peer is noticed after two of these
@@ -82,6 +83,7 @@ class SyncClient(Client):
         self._delay_s = RECONNECT_FIRST_S
         self._turn = 0
         self.last_problem: str | None = None
+        self._voice = Voice(log)
         self.on_cluster_changed: Callable[[], None] = lambda: None
         self._cluster: frozenset[str] = frozenset()
         self.losses = 0
@@ -237,7 +239,7 @@ class SyncClient(Client):
         self._usable = False
         if status != Client.CLOSED:
             self.losses += 1
-            log.warning("nats.disconnected", problem=self.last_problem)
+            self._voice.say("warning", "nats.disconnected", problem=self.last_problem)
         for observer in self._observers:
             observer.lost()
 
@@ -247,7 +249,7 @@ class SyncClient(Client):
         if self._usable or not self.is_connected:
             return
         self._usable = True
-        log.info("nats.connected", server=self.connected_url.hostname if self.connected_url else None)
+        self._voice.say("info", "nats.connected", server=self.connected_url.hostname if self.connected_url else None)
         for observer in self._observers:
             observer.regained()
 
