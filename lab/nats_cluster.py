@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +175,10 @@ class NatsCluster:
         """Until the nodes have each other and a leader. Raises: NotStarted."""
         await self._until("the cluster is not complete", self._complete)
 
-    async def caught_up(self, index: int) -> None:
-        """Until a node has all that it should have of every stream. Raises: NotStarted."""
-        await self._until(f"{self.nodes[index].name} has not caught up", lambda: self._healthy(self.nodes[index]))
+    async def caught_up(self, index: int | None = None) -> None:
+        """Until a node, or every one, has all that it should have of every stream. Raises: NotStarted."""
+        for node in self.nodes if index is None else [self.nodes[index]]:
+            await self._until(f"{node.name} has not caught up", partial(self._healthy, node))
 
     async def leader_of(self, stream: str, *, besides: int | None = None) -> int:
         """The node that leads a stream now, and is not ``besides``; waits for one. Raises: NotStarted."""

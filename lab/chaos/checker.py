@@ -35,6 +35,8 @@ from lab.chaos.verdict import Figures, Verdict, Violations
 
 NATS_FAULTS = frozenset({"kill-nats", "pause-nats", "cut-nats", "stall-nats"})
 GATEWAY_FAULTS = frozenset({"kill-gateway", "pause-gateway", "restart-gateway"}) | NATS_FAULTS
+CLUSTER_FAULTS = frozenset({"kill-leader", "pause-leader", "move-leader", "wipe-node", "part-node"})
+"""None of them is a reason to call a node lost: two servers of three are always well, and a node can go there."""
 
 
 class Segment(msgspec.Struct):
@@ -465,7 +467,7 @@ class _Check:
                 "node_lost": bool(kinds & GATEWAY_FAULTS),
                 "draining": "restart-gateway" in kinds,
                 "shutdown": "restart-gateway" in kinds,
-                "hole": bool(kinds & NATS_FAULTS),
+                "hole": bool(kinds & (NATS_FAULTS | CLUSTER_FAULTS)),
                 "slow_consumer": "stall-clients" in kinds,
                 "expired": False,
                 "unauthorised": False,

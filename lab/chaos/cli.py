@@ -6,6 +6,7 @@ well, 1 a violation, 2 it could not run.
 
 import os
 import random
+import re
 import shlex
 import sys
 import tempfile
@@ -35,9 +36,15 @@ Seed = Annotated[int | None, typer.Option(help="Makes the schedule and all choic
 Seconds = Annotated[float, typer.Option(min=1, max=3600, help="How long to break things.")]
 Sessions = Annotated[int, typer.Option(min=3, max=2_000, help="Clients, each with a session.")]
 Gateways = Annotated[int, typer.Option(min=1, max=16, help="Of the installation that is started.")]
+NatsNodes = Annotated[
+    int, typer.Option(help="NATS servers of the installation that is started: 1, or a cluster of 3 or 5.")
+]
 Rate = Annotated[float, typer.Option(min=0.5, max=5_000, help="Actions per second, of all clients together.")]
 Faults = Annotated[
-    str, typer.Option(help=f"Which, joined by commas. [{', '.join(KINDS)}]", show_default="all possible")
+    str,
+    typer.Option(
+        help=f"Which, joined by commas; `kind*3` is three in a round. [{', '.join(KINDS)}]", show_default="all possible"
+    ),
 ]
 Sync = Annotated[str, typer.Option(help="When NATS syncs to disk: relaxed or always.")]
 Folder = Annotated[
@@ -63,6 +70,7 @@ def chaos(
     seconds: Seconds = 30.0,
     sessions: Sessions = 60,
     gateways: Gateways = 2,
+    nats_nodes: NatsNodes = 1,
     rate: Rate = 40.0,
     faults: Faults = "",
     sync: Sync = "relaxed",
@@ -76,10 +84,12 @@ def chaos(
     """Break an installation while it works, and check that nobody lost anything."""
     if context.invoked_subcommand is not None:
         return
-    kinds = tuple(kind.strip() for kind in faults.split(",") if kind.strip())
+    kinds = _kinds(faults)
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}: none of {', '.join(KINDS)}", param_hint="--faults")
+    if nats_nodes not in {1, 3, 5}:
+        raise typer.BadParameter("1, 3 or 5", param_hint="--nats-nodes")
     if sync not in {"relaxed", "always"}:
         raise typer.BadParameter(f"{sync!r} is neither relaxed nor always", param_hint="--sync")
     if history is not None and history.exists() and any(history.iterdir()):
@@ -92,6 +102,7 @@ def chaos(
         seconds=seconds,
         sessions=sessions,
         gateways=gateways,
+        nats_nodes=nats_nodes,
         rate=rate,
         faults=kinds,
         sync=sync,
@@ -103,6 +114,18 @@ def chaos(
         command=f"hublog chaos {shlex.join(sys.argv[2:])}",
     )
     _show(options.folder, _run(options), as_json)
+
+
+def _kinds(faults: str) -> tuple[str, ...]:
+    """``a,b*3`` is a, b, b, b."""
+    kinds: list[str] = []
+    for part in (part.strip() for part in faults.split(",")):
+        kind, star, times = part.partition("*")
+        if star and not re.fullmatch("[1-9][0-9]?", times):
+            raise typer.BadParameter(f"{part!r}: how often is a number from 1 to 99", param_hint="--faults")
+        if part:
+            kinds += [kind] * int(times or 1)
+    return tuple(kinds)
 
 
 @app.command()

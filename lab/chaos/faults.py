@@ -29,6 +29,10 @@ LASTING_S: dict[str, tuple[float, float]] = {
     "pause-postgres": (0.3, 5.0),
     "stall-clients": (0.5, 12.0),
     "stall-nats": (0.5, 14.0),
+    # An election takes 4 to 9 s: some of these are over before it.
+    "kill-leader": (0.5, 14.0),
+    "pause-leader": (0.5, 14.0),
+    "part-node": (0.5, 14.0),
 }
 SIGNALS: dict[str, signal.Signals] = {
     "kill": signal.SIGKILL,
@@ -50,7 +54,11 @@ OF_PROCESSES = (
     "pause-postgres",
 )
 OF_OUTLYING = ("cut-nats", "stall-nats")
-KINDS = (*OUTSIDE, *OF_PROCESSES, *OF_OUTLYING)
+OF_CLUSTER = ("kill-leader", "pause-leader", "move-leader", "wipe-node", "part-node")
+OF_ONE_NATS = ("kill-nats", "pause-nats")
+KINDS = (*OUTSIDE, *OF_PROCESSES, *OF_OUTLYING, *OF_CLUSTER)
+LOG = "EV_0"
+"""The stream whose leader is meant: an installation of ours has one partition."""
 
 
 class Planned(msgspec.Struct, frozen=True):
@@ -65,17 +73,19 @@ class Planned(msgspec.Struct, frozen=True):
 
 
 def possible(site: Site, asked: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of ``asked`` that this site allows; all that it allows where nothing is asked."""
+    """Those of ``asked`` that this site allows, as often as asked; all that it allows where nothing is asked."""
     allowed = set(OUTSIDE)
     if site.board is not None:
         allowed |= set(OF_PROCESSES)
     if site.nats is not None:
         allowed |= set(OF_OUTLYING)
+    if site.cluster is not None:
+        allowed = allowed - set(OF_ONE_NATS) | set(OF_CLUSTER)
     return tuple(kind for kind in (asked or KINDS) if kind in allowed)
 
 
 def schedule(seed: int, kinds: tuple[str, ...]) -> "AsyncIterator[Planned]":
-    """Without end: every kind once in each round, in a new order."""
+    """Without end: every kind once in each round, or as often as it is named, in a new order."""
     return _schedule(random.Random(f"{seed}/faults"), kinds)
 
 
@@ -117,6 +127,8 @@ class Breaker:
         verb, _, what = one.kind.partition("-")
         if what == "clients":
             await self._sockets(one, verb, int(one.pick * len(self._site.clients)))
+        elif one.kind in OF_CLUSTER:
+            await self._cluster(one, verb, what)
         elif verb in {"cut", "stall"}:
             await self._nats_sockets(one, verb)
         else:
@@ -136,6 +148,40 @@ class Breaker:
                     self._site.signal(name, signal.SIGCONT)
             elif not await self._site.back(name, pid) and self._site.own:
                 raise RuntimeError(f"{name} did not come back after {one.kind}")
+
+    async def _cluster(self, one: Planned, verb: str, what: str) -> None:
+        """One at a time, and none before the node is itself again: two nodes of three are always well."""
+        cluster = self._site.cluster
+        if cluster is None:
+            return
+        leader = await cluster.leader_of(LOG)
+        index = leader if what == "leader" else int(one.pick * len(cluster.nodes))
+        node = cluster.nodes[index]
+        detail = f"{node.name}, leader" if index == leader else node.name
+        async with self._recorded(one, detail, None):
+            match verb:
+                case "move":
+                    await cluster.ask(f"STREAM.LEADER.STEPDOWN.{LOG}", by=index)
+                case "wipe":
+                    await cluster.wipe(index)
+                case "kill":
+                    await cluster.kill(index)
+                    await asyncio.sleep(one.seconds)
+                    await cluster.launch(index)
+                case "part":
+                    cluster.part(index)
+                    await self._then(one.seconds, cluster.heal)
+                case _:
+                    node.signal(signal.SIGSTOP)
+                    await self._then(one.seconds, lambda: node.signal(signal.SIGCONT))
+            await cluster.ready()
+            await cluster.caught_up()
+
+    async def _then(self, seconds: float, heal: Callable[[], None]) -> None:
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            heal()
 
     async def _sockets(self, one: Planned, verb: str, gateway: int) -> None:
         proxy = self._site.clients[gateway]

@@ -15,7 +15,7 @@ import msgspec
 import uvloop
 
 from lab.chaos.checker import check
-from lab.chaos.faults import OF_OUTLYING, Breaker, possible, schedule
+from lab.chaos.faults import OF_CLUSTER, OF_OUTLYING, Breaker, possible, schedule
 from lab.chaos.history import Began, Evidence, History, Marker, Settled, Stranded, read_evidence, write_log
 from lab.chaos.peer import Field, Peer
 from lab.chaos.reader import read_all
@@ -52,6 +52,7 @@ class Options(msgspec.Struct, frozen=True):
     seconds: float = 30.0
     sessions: int = 60
     gateways: int = 2
+    nats_nodes: int = 1
     rate: float = 40.0
     faults: tuple[str, ...] = ()
     sync: str = "relaxed"
@@ -106,11 +107,13 @@ async def _until_told(options: Options, progress: Callable[[float, str], None]) 
 async def _site(options: Options) -> AsyncIterator[Site]:
     if not options.urls and options.processes is None:
         outlying = not options.faults or bool(set(options.faults) & set(OF_OUTLYING))
-        async with own_site(options.gateways, options.sync, options.data_parent, outlying) as site:
+        async with own_site(
+            options.gateways, options.sync, options.data_parent, outlying=outlying, nats_nodes=options.nats_nodes
+        ) as site:
             try:
                 yield site
             finally:
-                _keep_logs(Path(site.install.data), options.folder)
+                _keep_logs(site, options.folder)
         return
     if options.api is None and options.processes is None:
         raise Unsuitable("an installation that runs already needs --api too: its log is read there")
@@ -118,13 +121,16 @@ async def _site(options: Options) -> AsyncIterator[Site]:
         yield site
 
 
-def _keep_logs(data: Path, folder: Path) -> None:
+def _keep_logs(site: Site, folder: Path) -> None:
     """What the processes wrote goes with the history: the installation's data is removed."""
-    kept = folder / "logs"
+    kept, data = folder / "logs", Path(site.install.data)
     kept.mkdir(parents=True, exist_ok=True)
-    for log in [*(data / "logs").glob("*.log"), data.parent / "up.log"]:
+    logs = {log.name: log for log in [*(data / "logs").glob("*.log"), data.parent / "up.log"]}
+    if site.cluster is not None:
+        logs |= {f"nats-{node.name}.log": node.folder / "nats.log" for node in site.cluster.nodes}
+    for name, log in logs.items():
         with contextlib.suppress(OSError):
-            (kept / log.name).write_bytes(log.read_bytes())
+            (kept / name).write_bytes(log.read_bytes())
 
 
 class _Run:
@@ -164,8 +170,12 @@ class _Run:
         options, history = self._options, self._history
         kinds = possible(self._site, options.faults)
         if options.faults and set(kinds) != set(options.faults):
-            missing = ", ".join(sorted(set(options.faults) - set(kinds)))
-            raise Unsuitable(f"not possible from outside this installation: {missing}; name its --processes")
+            missing = sorted(set(options.faults) - set(kinds))
+            of_cluster = "; for a cluster of NATS say --nats-nodes 3" if set(missing) & set(OF_CLUSTER) else ""
+            raise Unsuitable(
+                f"not possible for this installation: {', '.join(missing)}; name the --processes of one that runs"
+                + of_cluster
+            )
         history.add(
             Began(
                 seed=options.seed,

@@ -8,8 +8,10 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -19,6 +21,7 @@ import msgspec
 
 from lab.chaos.proxy import FaultProxy
 from lab.install import Install, NotStarted, embedded, read_processes
+from lab.nats_cluster import NatsCluster, nats_cluster
 from lab.proc import Gone, children_of
 
 BACK_TIMEOUT_S = 60.0
@@ -38,6 +41,7 @@ class Site:
         self.own = own
         self.clients: list[FaultProxy] = []
         self.nats: FaultProxy | None = None
+        self.cluster: NatsCluster | None = None
 
     @property
     def gateways(self) -> list[tuple[str, int]]:
@@ -82,16 +86,50 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def own_site(gateways: int, sync: str, parent: Path | None, outlying: bool) -> AsyncIterator[Site]:
-    """An installation of its own, and with ``outlying`` one more gateway behind a NATS proxy. Raises: NotStarted."""
-    async with embedded(gateways, sync, parent, restart=True, settings=SETTINGS) as install:
+async def own_site(
+    gateways: int, sync: str, parent: Path | None, *, outlying: bool, nats_nodes: int
+) -> AsyncIterator[Site]:
+    """An installation of its own, on a NATS cluster where ``nats_nodes`` are several, and with ``outlying`` one more
+    gateway behind a NATS proxy.
+
+    Raises: NotStarted.
+    """
+    async with _nats(parent, nats_nodes) as cluster:
+        settings = SETTINGS if cluster is None else SETTINGS | _on(cluster)
+        async with _own_site(gateways, sync, parent, settings, outlying=outlying) as site:
+            site.cluster = cluster
+            yield site
+
+
+@contextlib.asynccontextmanager
+async def _nats(parent: Path | None, nodes: int) -> AsyncIterator[NatsCluster | None]:
+    if nodes == 1:
+        yield None  # the installation brings its own
+        return
+    home = Path(tempfile.mkdtemp(prefix="hublog-nats-", dir=parent))
+    try:
+        async with nats_cluster(home, size=nodes, proxied=True, advertise=False) as cluster:
+            yield cluster
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _on(cluster: NatsCluster) -> dict[str, str]:
+    return {"HUBLOG_NATS_URL": cluster.url, "HUBLOG_NATS_REPLICAS": str(len(cluster.nodes))}
+
+
+@contextlib.asynccontextmanager
+async def _own_site(
+    gateways: int, sync: str, parent: Path | None, settings: dict[str, str], *, outlying: bool
+) -> AsyncIterator[Site]:
+    async with embedded(gateways, sync, parent, restart=True, settings=settings) as install:
         board = Path(install.data) / "processes.json"
         site = Site(install, install.urls["api"], board, own=True)
         async with _fronts(site, [gateway.url for gateway in install.gateways]):
             if not outlying:
                 yield site
                 return
-            async with _outlying(site):
+            async with _outlying(site, settings):
                 yield site
 
 
@@ -123,21 +161,21 @@ async def _front(site: Site, url: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _outlying(site: Site) -> AsyncIterator[None]:
-    """A gateway of the installation that is not its own: its NATS is the proxy."""
+async def _outlying(site: Site, settings: dict[str, str]) -> AsyncIterator[None]:
+    """A gateway of the installation that is not its own: its NATS is the proxy, in front of the first server."""
     install, index = site.install, len(site.install.gateways)
-    nats = urlsplit(install.urls["nats"])
+    nats = urlsplit(install.urls["nats"].partition(",")[0])
     site.nats = FaultProxy(nats.hostname or "127.0.0.1", nats.port or 4222)
     await site.nats.start()
     through = urlunsplit(nats._replace(netloc=f"{nats.netloc.rpartition('@')[0]}@127.0.0.1:{site.nats.port}"))
     first = urlsplit(install.gateways[0].url).port or 0
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HUBLOG_")} | {
+        **settings,
         "HUBLOG_AUTH": "none",
         "HUBLOG_NATS_URL": through,
         "HUBLOG_SECRETS": (Path(install.data) / "secrets").read_text().strip(),
         "HUBLOG_GATEWAY_PORT": str(first),
         "HUBLOG_ADMIN_PORT": str(first + 200),
-        **SETTINGS,
     }
     libc = ctypes.CDLL(None, use_errno=True)
     child: asyncio.subprocess.Process | None = None
