@@ -292,6 +292,9 @@ class MemoryEventLog:
 
     # -- leases
 
+    async def go_elsewhere(self) -> None:
+        """There is nowhere else."""
+
     async def lease_put(self, key: str, value: bytes) -> int:
         await self._turn(reading=True)
         revision = max((entry[2] for entry in self._leases.values()), default=0) + 1

@@ -22,7 +22,7 @@ from events.ids import EventId
 from projections.read.sweeping import Life
 from service.log.author import Author
 from service.log.port import Stored
-from service.nodes.lease import WITNESS, LeaseRecord
+from service.nodes.lease import STUCK_AFTER_S, WITNESS, LeaseRecord
 from service.nodes.rows import Lives
 
 LOOK_EVERY_S = 1.0
@@ -47,6 +47,8 @@ class Leases(Protocol):
     def observe(self, on_disconnected: Callable[[], None], on_connected: Callable[[], None]) -> None: ...
 
     async def lease_put(self, key: str, value: bytes) -> int: ...
+
+    async def go_elsewhere(self) -> None: ...
 
     async def lease_all(self) -> dict[str, tuple[bytes, int]]: ...
 
@@ -133,6 +135,7 @@ class Judge:
         self._watch = Watch()
         self._known: dict[str, Life] = {}
         self._looked_s = clock()
+        self._moved_s = 0.0
         leases.observe(self._watch.interrupted, lambda: None)
 
     @property
@@ -161,6 +164,10 @@ class Judge:
         except (HublogError, TimeoutError) as exc:
             self._watch.interrupted()
             self._troubled(exc)
+            now_s = self._clock()
+            if now_s - max(self._looked_s, self._moved_s) > STUCK_AFTER_S:
+                self._moved_s = now_s
+                await self._leases.go_elsewhere()
 
     async def _observe(self) -> bool:
         """See every lease. Gives whether the read models say who is there to be judged.

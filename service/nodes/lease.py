@@ -22,6 +22,8 @@ from service.voice import Voice
 
 RENEW_EVERY_S = 2.0
 RETRY_EVERY_S = 0.25
+ATTEMPT_S = 2.0
+STUCK_AFTER_S = 5.0  # without a renewal, before another server of a cluster is asked: then it may be in time yet
 SUSPENDED_AFTER_S = 8.0
 WATCH_EVERY_S = 0.5
 WITNESS = "_witness"  # the key under which a judge writes: no name of a node begins like it
@@ -36,6 +38,8 @@ class LeaseBucket(Protocol):
     async def lease_put(self, key: str, value: bytes) -> int: ...
 
     async def lease_all(self) -> dict[str, tuple[bytes, int]]: ...
+
+    async def go_elsewhere(self) -> None: ...
 
 
 class LeaseRecord(msgspec.Struct, frozen=True):
@@ -71,6 +75,7 @@ class Lease:
         self.lost = 0
         self._clock = clock
         self._holds_until_s = 0.0
+        self._moved_s = 0.0
         self._version = version
         self._url = url
         self._log = log
@@ -90,16 +95,27 @@ class Lease:
         while True:
             await asyncio.sleep(RETRY_EVERY_S if failing else RENEW_EVERY_S)
             try:
-                if await self._called_lost():
+                async with asyncio.timeout(ATTEMPT_S):
+                    lost = await self._called_lost()
+                    if not lost:
+                        await self._renew()
+                if lost:
                     await self._begin_anew()
-                else:
-                    await self._renew()
-            except HublogError as error:
+            except (HublogError, TimeoutError) as error:
                 if not failing:
-                    voice.say("warning", "lease.not_renewed", code=error.code)
+                    code = error.code if isinstance(error, HublogError) else "timeout"
+                    voice.say("warning", "lease.not_renewed", code=code)
                 failing = True
+                await self._if_stuck()
             else:
                 failing = False
+
+    async def _if_stuck(self) -> None:
+        """A server that has lost the others renews nothing, and does not let go either."""
+        now_s = self._clock()
+        if now_s - max(self._holds_until_s - SUSPENDED_AFTER_S, self._moved_s) > STUCK_AFTER_S:
+            self._moved_s = now_s
+            await self._bucket.go_elsewhere()
 
     def suspended(self) -> bool:
         """Whether nothing may be delivered and no command be sent: the lease is too old."""

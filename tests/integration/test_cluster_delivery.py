@@ -21,6 +21,7 @@ from service.delivery.interest import Receiver
 from service.delivery.outbox import Outbox
 from service.log.author import Author
 from service.log.jetstream import JetStreamLog, feed, jetstream_log, migrate_log
+from service.nodes.lease import SUSPENDED_AFTER_S, Lease
 from service.sessions.manager import session_manager
 from service.sessions.registry import NewSession
 from service.sessions.router import Call
@@ -144,3 +145,29 @@ async def test_a_lost_route_between_servers_is_noticed_though_the_leader_stays(n
     await node.given(1)
     assert await servers.leader_of("EV_0") == leader
     await servers.caught_up(here)
+
+
+async def test_a_node_on_the_wrong_side_of_a_partition_goes_to_another_server(node: Node) -> None:
+    """Before its lease is too old: nobody has to call it lost, and it misses nothing."""
+    servers, here = node.servers, server_of(node.servers, node.here)
+    lease = Lease("gw", "0", "", node.here, node.here, Author())
+    renewals: list[float] = []
+
+    def renewed(until_s: float) -> None:
+        renewals.append(until_s)
+        node.dispatcher.renewed(until_s)
+
+    lease.on_renewed = renewed
+    await lease.start()
+    keeping = asyncio.ensure_future(lease.keep())
+    servers.part(here)
+    await node.call(1)
+    await until(lambda: len(renewals) > 1, FAILOVER_S)
+    assert renewals[1] - renewals[0] < SUSPENDED_AFTER_S
+    assert server_of(servers, node.here) != here
+    await node.given(1)
+    servers.heal()
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    await servers.ready()
+    await servers.caught_up()

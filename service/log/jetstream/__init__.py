@@ -147,6 +147,10 @@ class JetStreamLog:
         """Give up what waits behind others and was never sent."""
         self._writer.refuse_waiting(LogUnavailable("NATS does not answer; it was never sent"))
 
+    async def go_elsewhere(self) -> None:
+        """Give the server of this connection up for another one of its cluster, if there is one."""
+        await self._client.go_elsewhere("it takes no lease")
+
     async def close(self) -> None:
         """Take nothing more, wait a moment for what is in flight, and go. Every ``done`` has been called afterwards."""
         await self._writer.close(CLOSE_DEADLINE_S)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import structlog
 from nats import errors as nats_errors
-from nats.aio.client import Client, Server
+from nats.aio.client import Client, Server, Srv
 
 from events.errors import LogUnavailable, PayloadTooLarge
 from service.voice import Voice
@@ -87,6 +87,7 @@ class SyncClient(Client):
         self.on_cluster_changed: Callable[[], None] = lambda: None
         self._cluster: frozenset[str] = frozenset()
         self.losses = 0
+        self._left: tuple[str | None, int | None] | None = None  # the server that was given up last
         super().__init__()
 
     # -- the way in and out, all synchronous
@@ -243,12 +244,23 @@ class SyncClient(Client):
         for observer in self._observers:
             observer.lost()
 
+    async def go_elsewhere(self, why: str) -> None:
+        """Give the server up for another one, if there is another one: it answers, but not as one that has the rest.
+
+        A server that a partition has cut off keeps its clients, and says nothing to them.
+        """
+        here = self._current_server
+        if here is None or not self.is_connected or all(_address(one) == _address(here) for one in self._server_pool):
+            return
+        self._left = _address(here)
+        await self._process_op_err(nats_errors.Error(f"server given up: {why}"))
+
     async def _regained(self) -> None:
         """nats-py calls it after a reconnect, when the server has read every replayed subscription."""
         self._delay_s = RECONNECT_FIRST_S
         if self._usable or not self.is_connected:
             return
-        self._usable = True
+        self._usable, self._left = True, None
         self._voice.say("info", "nats.connected", server=self.connected_url.hostname if self.connected_url else None)
         for observer in self._observers:
             observer.regained()
@@ -259,9 +271,14 @@ class SyncClient(Client):
     def _choose(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server | None, float]:
         """Which server to try next, and after how many seconds."""
         self._turn += 1
+        others = [server for server in servers if _address(server) != self._left] or servers
         delay_s = self._delay_s * secrets.randbelow(1_000) / 1_000
         self._delay_s = min(self._delay_s * 2, RECONNECT_MAX_S)
-        return servers[self._turn % len(servers)], delay_s
+        return others[self._turn % len(others)], delay_s
+
+
+def _address(server: Server | Srv) -> tuple[str | None, int | None]:
+    return server.uri.hostname, server.uri.port
 
 
 def _credentials(servers: list[str]) -> dict[str, Any]:
