@@ -13,6 +13,11 @@ KINDS: tuple[Kind, ...] = ("conditional", "unconditional")
 RESOLVED: tuple[Resolved, ...] = ("stored", "not_stored", "unknown")
 STORED, DUPLICATE = "stored", "duplicate"
 UNKNOWN = "outcome_unknown"
+# Counted from zero on: what appears with its first count has not increased, to Prometheus.
+OUTCOMES = (
+    *(STORED, DUPLICATE, UNKNOWN, "conflict", "log_unavailable", "log_overloaded", "log_full", "payload_too_large"),
+    *("key_reused", "internal"),
+)
 LATENCY_S = (
     *(0.0001, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05),
     *(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
@@ -24,7 +29,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.latency: dict[Kind, Buckets] = {kind: Buckets(LATENCY_S) for kind in KINDS}
-        self._ended: dict[Kind, dict[str, int]] = {kind: {STORED: 0} for kind in KINDS}
+        self._ended: dict[Kind, dict[str, int]] = {kind: dict.fromkeys(OUTCOMES, 0) for kind in KINDS}
         self._doubts: dict[tuple[Kind, Resolved], int] = {(kind, one): 0 for kind in KINDS for one in RESOLVED}
 
     def ended(self, kind: Kind, outcome: str, began_s: float, *, doubted: bool) -> None:

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.telemetry.catalogue import CATALOGUE
 from tests.servers.collector import Collector, Span
 from tests.servers.processes import until
+from tests.servers.promql import SCRAPED_LABELS, expressions, selectors
 from tests.servers.questions import Api
 from tests.servers.raw_signalr import RawClient
 from tests.servers.up import Up
@@ -180,3 +181,23 @@ async def test_each_process_exports_what_the_table_says(served: Up, role: str) -
     found = {name: kind for name, kind in (await exposed(served, role)).items() if name.startswith("hublog_")}
     said = {one.name.removesuffix("_total"): one.kind for one in CATALOGUE if role in one.roles}
     assert found == said
+
+
+async def test_everything_on_the_dashboard_and_in_the_alerts_exists(served: Up) -> None:
+    found: dict[str, set[str]] = {}
+    for role in ("gateway", "projector", "api"):
+        for name, labels in await series(served, role):
+            found.setdefault(name, set()).update(labels)
+    for place, written in expressions().items():
+        for name, matched in (one for expression in written for one in selectors(expression)):
+            assert name in found, f"{place}: no process exports {name}"
+            assert matched.keys() <= found[name] | SCRAPED_LABELS, f"{place}: {name} has only {found[name]}"
+
+
+async def series(served: Up, role: str) -> set[tuple[str, tuple[str, ...]]]:
+    """Every series that a process exports, by name and labels; families without one yet with those of the table."""
+    async with aiohttp.ClientSession() as http, http.get(f"{served.entry(role).admin_url}/metrics") as answer:
+        families = list(text_string_to_metric_families(await answer.text()))
+    told = {(sample.name, tuple(sample.labels)) for one in families for sample in one.samples}
+    empty = {one.name for one in families if not one.samples}
+    return told | {(one.name, tuple(one.labels)) for one in CATALOGUE if one.name.removesuffix("_total") in empty}
