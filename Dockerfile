@@ -6,8 +6,8 @@
 # It needs no writable path, no user of its own in /etc/passwd and no capability:
 #   docker run --read-only --cap-drop ALL --security-opt no-new-privileges hublog …
 
-# To pin it harder or renew it: --build-arg PYTHON_IMAGE=python@sha256:… (3.11 to 3.13, Debian with glibc)
-ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+# Renew tag and digest together. Any Python from 3.11 to 3.13 on glibc will do: --build-arg PYTHON_IMAGE=…
+ARG PYTHON_IMAGE=python:3.11.15-slim-bookworm@sha256:d29f48a31a8b408ed19272ca1e7b10ebae13b240a27e862d3d4217c528e2e0c3
 
 # Everything is put together here; the image itself only copies, and so has neither pip's cache nor the locks.
 FROM ${PYTHON_IMAGE} AS build

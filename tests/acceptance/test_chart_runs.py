@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from service.up.nats_server import NatsServer
+from lab.nats_cluster import nats_cluster
 from service.up.postgres import PostgresServer
-from tests.servers.chart import MINIMAL, containers, environment, only, render
+from tests.servers.chart import containers, environment, only, render
 from tests.servers.containers import Network
 from tests.servers.image import Stage
-from tests.servers.nats import start_nats
 from tests.servers.pods import Pod, Service
 from tests.servers.postgres import create_database, drop_database
 from tests.servers.raw_signalr import RawClient
@@ -26,8 +25,6 @@ from tests.servers.raw_signalr import RawClient
 ROLES = ("gateway", "projector", "api")
 ELSEWHERE = {"HUBLOG_HOST": "0.0.0.0"}
 """All of one machine's ports are shared, so that each pod listens on an address instead of on all."""
-VALUES = {**MINIMAL, "log": {"replicas": 1}}
-"""The defaults, for a NATS of one server."""
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -35,7 +32,7 @@ class Release:
     """The objects, and the pods that they made."""
 
     def __init__(self, image: Stage, folder: Path, secrets: Mapping[str, Mapping[str, str]]) -> None:
-        self.objects = render(VALUES)
+        self.objects = render()
         self.network = Network()
         self.pods: list[Pod] = []
         self._image = image
@@ -85,22 +82,21 @@ class Release:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def servers(
+async def secrets(
     postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[tuple[NatsServer, str]]:
-    nats = await start_nats(tmp_path_factory.mktemp("chart-nats"))
-    dsn = await create_database(postgres_server)
-    yield nats, dsn
-    await nats.stop()
-    await drop_database(postgres_server, dsn)
+) -> AsyncIterator[dict[str, dict[str, str]]]:
+    """The two that an install must name: of a NATS of three servers, and of a database without a schema."""
+    async with nats_cluster(tmp_path_factory.mktemp("chart-nats")) as nats:
+        dsn = await create_database(postgres_server)
+        yield {"nats": {"url": nats.url}, "postgres": {"dsn": dsn}}
+        await drop_database(postgres_server, dsn)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def release(
-    servers: tuple[NatsServer, str], image: Stage, tmp_path_factory: pytest.TempPathFactory
+    secrets: dict[str, dict[str, str]], image: Stage, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Release]:
-    nats, dsn = servers
-    made = Release(image, tmp_path_factory.mktemp("chart"), {"nats": {"url": nats.url}, "postgres": {"dsn": dsn}})
+    made = Release(image, tmp_path_factory.mktemp("chart"), secrets)
     try:
         migrate = only(made.objects, "Job")
         assert migrate["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"

@@ -5,6 +5,7 @@ run from the image. Only Postgres is the embedded one, under the name that the o
 """
 
 import asyncio
+import re
 import signal
 import stat
 import subprocess
@@ -169,11 +170,11 @@ class Containers:
                 self.start(service)
 
     async def once(self, service: str, *arguments: str) -> str:
-        """``docker compose exec service python -m service …``."""
-        child = start("once", self._image, list(arguments), self.compose.environment(service), self._folder)
-        before = child.log_file.stat().st_size
-        assert await child.wait() == 0, child.last_output()
-        return child.last_output(1, from_byte=before)
+        """The last line of ``docker compose exec -T <service> python -m service …``."""
+        here = [self.compose.moved(service, argument) if "://" in argument else argument for argument in arguments]
+        child = start("once", self._image, here, self.compose.environment(service), self._folder)
+        assert await child.wait() == 0, child.last_output(20)
+        return child.last_output(1)
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +240,18 @@ async def test_through_the_proxy_clients_meet_on_any_gateway(up: Containers) -> 
                 sessions = (await answer.json())["items"]
     assert {session["userId"]: session["groups"] for session in sessions} == {"ann": ["lobby"], "bob": []}
     assert {session["node"] for session in sessions} == {"gateway-0", "gateway-1"}
+
+
+@ONE_LOOP
+async def test_the_commands_of_the_documents_work(up: Containers) -> None:
+    text = (ROOT / "docs/install.md").read_text()
+    commands = re.findall(r"docker compose exec -T (\S+) python -m service ([^)\n]+)", text)
+    said = {arguments: await up.once(service, *arguments.split()) for service, arguments in commands}
+    (probed,) = [line for arguments, line in said.items() if arguments.startswith("probe ")]
+    assert probed.startswith("all well in ")
+    tokens = [line for arguments, line in said.items() if arguments.startswith("token ")]
+    assert len(tokens) == len(said) - 1
+    assert all(re.fullmatch(r"[\w-]+(\.[\w-]+){2}", token) for token in tokens)
 
 
 @ONE_LOOP
