@@ -70,7 +70,6 @@ def templates(
     """The text that each template gives, NOTES.txt among them. Raises: helm_python.HelmError."""
     helm_python.validate_release_name(name)
     with helm_python.Chart.load(chart) as loaded:
-        loaded.validate_schema(dict(values))
         return loaded.render(
             dict(values),
             name=name,
@@ -79,6 +78,12 @@ def templates(
             is_upgrade=upgrade,
             revision=1 + upgrade,
         )
+
+
+def validate(values: Mapping[str, Any]) -> None:
+    """What rendering does first, alone. Raises: helm_python.HelmValuesError."""
+    with helm_python.Chart.load(CHART) as loaded:
+        loaded.validate_schema(dict(values))
 
 
 def only(objects: list[dict[str, Any]], kind: str, ending: str = "") -> dict[str, Any]:

@@ -1,0 +1,249 @@
+"""Values: what is wrong is refused by its name before anything is rendered; what there is, is described."""
+
+import copy
+import importlib.util
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import helm_python
+import pytest
+import yaml
+
+from service import VERSION
+from tests.servers.chart import CHART, MINIMAL, render, templates, validate
+from tests.servers.chart_values import SETS
+
+TEXT = (CHART / "values.yaml").read_text(encoding="utf-8")
+DEFAULTS: dict[str, Any] = yaml.safe_load(TEXT)
+OF_OTHERS = {"global", "natscluster.global", "natscluster.nats"}
+"""Objects whose fields are not ours to know: Helm's own, and the official chart's."""
+
+
+def described() -> Any:
+    spec = importlib.util.spec_from_file_location("values_table", CHART / "values_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def with_value(path: str, value: Any) -> dict[str, Any]:
+    """``MINIMAL`` with one value more."""
+    values = copy.deepcopy(MINIMAL)
+    *above, last = path.split(".")
+    at = values
+    for key in above:
+        at = at.setdefault(key, {})
+    at[last] = value
+    return values
+
+
+def refusal(values: dict[str, Any], *, by: Callable[[dict[str, Any]], object] = validate) -> str:
+    with pytest.raises(helm_python.HelmError) as refused:
+        by(values)
+    return str(refused.value)
+
+
+def objects_of(values: dict[str, Any], path: str = "") -> Iterator[str]:
+    """The dotted names of all values that hold values of the chart."""
+    yield path
+    for key, value in values.items():
+        if isinstance(value, dict) and value and (inner := f"{path}.{key}".lstrip(".")) not in OF_OTHERS:
+            yield from objects_of(value, inner)
+
+
+def leaves_of(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        inner = f"{path}.{key}".lstrip(".")
+        if isinstance(value, dict) and value:
+            yield from leaves_of(value, inner)
+        else:
+            yield inner, value
+
+
+@pytest.mark.parametrize("path", [path for path in objects_of(DEFAULTS) if not path.endswith("dashboard.labels")])
+def test_an_unknown_value_is_refused_by_name(path: str) -> None:
+    said = refusal(with_value(f"{path}.surplus".lstrip("."), "x"))
+    assert "'surplus'" in said
+    assert f"'/{path.replace('.', '/')}'" in said if path else "at ''" in said
+
+
+@pytest.mark.parametrize(("path", "default"), list(leaves_of(DEFAULTS)))
+def test_a_value_of_another_type_is_refused_by_name(path: str, default: Any) -> None:
+    wrong = {"not": "this"} if not isinstance(default, dict) else ["not this"]
+    assert f"'/{path.replace('.', '/')}" in refusal(with_value(path, wrong))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("gateway.replicas", 0),
+        ("gateway.replicas", "2"),
+        ("gateway.drainSeconds", 1.5),
+        ("gateway.maxSurge", 0),
+        ("log.maxAge", "7"),
+        ("log.partitions", 65),
+        ("log.replicas", 2),
+        ("auth.algorithm", "none"),
+        ("image.digest", "sha256:abc"),
+        ("image.tag", "a b"),
+        ("nats.existingSecret", "Not A Name"),
+        ("podSecurity.runAsUser", 0),
+        ("allowedOrigins", ["example.com"]),
+        ("labels", {"app.kubernetes.io/name": "other"}),
+        ("gateway.podLabels", {"a b": "c"}),
+        ("gateway.podAnnotations", {"helm.sh/hook": "test"}),
+        ("gateway.extraEnv", [{"name": "HUBLOG_HOST", "value": "::"}]),
+        ("gateway.extraEnv", [{"name": "A", "value": "b", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}]),
+        ("gateway.files", [{"mountPath": "/a", "hostPath": "/"}]),
+        ("gateway.files", [{"mountPath": "/a"}]),
+        ("gateway.tolerations", [{"key": "a", "effect": "Sometimes"}]),
+        ("gateway.resources", {"limits": {"gpu": "1"}}),
+        ("gateway.ingress.hosts", ["https://example.com"]),
+        ("gateway.httpRoute.parentRefs", [{"gateway": "edge"}]),
+        ("networkPolicy.to.nats.ports", []),
+        ("networkPolicy.from.api", [{}]),
+        ("topologySpread", [{"topologyKey": "zone", "maxSkew": 1, "whenUnsatisfiable": "Never"}]),
+        ("telemetry.otlpEndpoint", "collector:4317"),
+        ("telemetry.traceRatio", 2),
+        ("probe.hub", "No Hub"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_name(path: str, value: Any) -> None:
+    said = refusal(with_value(path, value))
+    assert f"'/{path.replace('.', '/')}" in said or any(repr(key) in said for key in value), said
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({}, ["postgres.existingSecret", "nats.existingSecret"]),
+        ({**MINIMAL, "auth": {"mode": "none"}}, ["auth.noneBeyondLoopback"]),
+        ({**MINIMAL, "auth": {"algorithm": "EdDSA"}}, ["auth.existingSecret"]),
+        ({**MINIMAL, "auth": {"key": "secrets"}}, ["keys.key and auth.key"]),
+        (
+            {**MINIMAL, "natscluster": {"enabled": True}},
+            ["natscluster.enabled", "migrate.run", "helm dependency build"],
+        ),
+        (
+            {**MINIMAL, "gateway": {"autoscaling": {"enabled": True, "minReplicas": 3, "maxReplicas": 2}}},
+            ["gateway.autoscaling.maxReplicas"],
+        ),
+        (
+            {**MINIMAL, "gateway": {"autoscaling": {"enabled": True, "connections": None, "cpuPercent": None}}},
+            ["gateway.autoscaling: connections and cpuPercent"],
+        ),
+        ({**MINIMAL, "api": {"httpRoute": {"enabled": True}}}, ["api.httpRoute.parentRefs"]),
+    ],
+)
+def test_values_that_contradict_each_other_are_all_named_at_once(values: dict[str, Any], named: list[str]) -> None:
+    said = refusal(values, by=templates)
+    assert all(name in said for name in named), said
+
+
+def test_rendering_looks_at_the_schema_first() -> None:
+    assert "'surplus'" in refusal(with_value("gateway.surplus", 1), by=templates)
+
+
+def test_no_object_of_the_schema_is_open() -> None:
+    with helm_python.Chart.load(CHART) as chart:
+        schema = chart.schema
+    assert schema is not None
+
+    def look(found: Any, path: str) -> Iterator[str]:
+        if isinstance(found, dict):
+            if found.get("type") == "object" and "additionalProperties" not in found:
+                yield path
+            for key, value in found.items():
+                yield from look(value, path if key in {"properties", "items"} else f"{path}.{key}".lstrip("."))
+        elif isinstance(found, list):
+            for value in found:
+                yield from look(value, path)
+
+    assert set(look(schema, "")) == OF_OTHERS
+
+
+def test_the_schema_has_every_value_and_no_other() -> None:
+    with helm_python.Chart.load(CHART) as chart:
+        schema = chart.schema or {}
+
+    def resolved(node: dict[str, Any]) -> dict[str, Any]:
+        reference = node.get("$ref", "").rpartition("/")[2]
+        return schema["$defs"][reference] if reference else node
+
+    def compare(node: dict[str, Any], values: dict[str, Any], path: str) -> None:
+        properties = resolved(node).get("properties")
+        if properties is None or path in {"gateway.resources", "api.resources", "projector.resources"}:
+            return
+        assert properties.keys() - {"global"} == values.keys(), path
+        for key, inner in properties.items():
+            if key != "global" and isinstance(values[key], dict) and "resources" not in key:
+                compare(inner, values[key], f"{path}.{key}".lstrip("."))
+
+    compare(schema, DEFAULTS, "")
+
+
+def test_the_readme_has_todays_values() -> None:
+    table = described()
+    text = (CHART / "README.md").read_text(encoding="utf-8")
+    assert text.count(table.BEGIN) == text.count(table.END) == 1
+    assert text.partition(table.BEGIN)[2].partition(table.END)[0] == table.table(TEXT), (
+        "run .venv/bin/python helm/values_table.py"
+    )
+
+
+def test_every_value_is_described() -> None:
+    names = [name for name, _ in described().described(TEXT)]
+    undescribed = [
+        path
+        for path, _ in leaves_of(DEFAULTS)
+        if not any(path == name or path.startswith(f"{name}.") for name in names)
+    ]
+    assert undescribed == []
+    assert all(meaning.endswith(".") for _, meaning in described().described(TEXT))
+
+
+def test_the_chart_is_of_this_release() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == chart["version"] == VERSION
+
+
+def test_helm_finds_nothing_to_complain_of() -> None:
+    for values in SETS.values():
+        report = helm_python.lint(CHART, values, strict=True)
+        assert [it for it in report["messages"] if it["severity"] > 1] == []
+        assert report["errors"] == []
+
+
+def test_helm_installs_the_defaults_without_fetching_anything() -> None:
+    """The real install, as far as it goes without a cluster: it refuses a declared dependency that is not there."""
+    nowhere = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "nowhere",
+        "contexts": [{"name": "nowhere", "context": {"cluster": "nowhere", "user": "nobody"}}],
+        "clusters": [{"name": "nowhere", "cluster": {"server": "https://127.0.0.1:9"}}],
+        "users": [{"name": "nobody", "user": {}}],
+    }
+    with helm_python.Config(kubeconfig_content=yaml.safe_dump(nowhere)) as config:
+        release = config.install(str(CHART), "hublog", MINIMAL, namespace="hublog", dry_run="client")
+    shown = [it for it in yaml.safe_load_all(release["manifest"]) if it]
+    hooks = {"Job/hublog-migrate", "ServiceAccount/hublog-migrate", "NetworkPolicy/hublog-migrate", "Pod/hublog-probe"}
+
+    def names(objects: list[dict[str, Any]]) -> set[str]:
+        return {f"{it['kind']}/{it['metadata']['name']}" for it in objects}
+
+    assert names(shown) == names(render()) - hooks
+
+
+def test_the_notes_say_what_to_do_next() -> None:
+    notes = templates(MINIMAL)["hublog/templates/NOTES.txt"]
+    assert "helm test hublog" in notes
+    assert "service token --user ann" in notes
+    assert "Postgres (5432)" in notes
+    open_door = templates(SETS["least"])["hublog/templates/NOTES.txt"]
+    assert "THE DOOR IS OPEN" in open_door
+    assert not re.search("Keys were made|Network policies", open_door)
+    assert "https://hub.example.com/hubs/<hub>" in templates(SETS["everything"])["hublog/templates/NOTES.txt"]
