@@ -1,11 +1,13 @@
 """How objects fit each other: sums that add up, selectors that select, ports that are there, policies that let pass."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from service.process.up import STOP_GRACE_S
 from service.settings import Settings
@@ -205,6 +207,15 @@ def test_what_is_scraped_is_what_there_is() -> None:
     assert services[0]["spec"]["publishNotReadyAddresses"] is True
     assert [it["port"] for it in monitor["endpoints"]] == [port["name"] for port in services[0]["spec"]["ports"]]
     assert only(objects, "ServiceMonitor")["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_alerts_and_dashboard_arrive_as_they_are_written() -> None:
+    objects = render(EVERYTHING)
+    alerts = (CHART / "files" / "alerts.yaml").read_text(encoding="utf-8")
+    assert only(objects, "PrometheusRule")["spec"] == yaml.safe_load(alerts)
+    (shown,) = only(objects, "ConfigMap", "dashboard")["data"].values()
+    assert json.loads(shown) == json.loads((CHART / "files" / "dashboard.json").read_text(encoding="utf-8"))
+    assert only(objects, "ConfigMap", "dashboard")["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 
 @pytest.fixture

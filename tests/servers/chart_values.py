@@ -3,7 +3,7 @@
 from typing import Any
 
 from events.ids import b64url
-from tests.servers.chart import CHART, MINIMAL
+from tests.servers.chart import MINIMAL
 
 PUBLIC_KEY = """-----BEGIN PUBLIC KEY-----
 MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
@@ -135,9 +135,9 @@ EVERYTHING: dict[str, Any] = {
     },
     "monitoring": {
         "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
-        "prometheusRule": {"enabled": (CHART / "files" / "alerts.yaml").exists(), "labels": {"release": "prometheus"}},
+        "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
         "dashboard": {
-            "enabled": (CHART / "files" / "dashboard.json").exists(),
+            "enabled": True,
             "annotations": {"grafana_folder": "hublog"},
         },
     },
