@@ -18,7 +18,14 @@ from rich.console import Console
 
 from events.errors import Misconfigured
 from service.process.access import make_door
-from service.settings import ADMIN_OFFSET_API, ADMIN_OFFSET_PROJECTOR, Secret, Settings, child_environment
+from service.settings import (
+    ADMIN_OFFSET_API,
+    ADMIN_OFFSET_PROJECTOR,
+    Secret,
+    Settings,
+    child_environment,
+    go_environment,
+)
 from service.up.board import Board, Entry, write_processes
 from service.up.child import spawn
 from service.up.data_dir import DataDir
@@ -103,6 +110,7 @@ async def _serve(settings: Settings, data_dir: DataDir, board: Board, *, gateway
                 sync=settings.nats_sync,
                 binary=settings.nats_bin,
                 inherit=(data_dir.lock_fd,),
+                environment=go_environment(),
             )
             await supervisor.start([Nats(nats)])
             settings = msgspec.structs.replace(settings, nats_url=Secret(nats.url))

@@ -11,7 +11,7 @@ import json
 import secrets
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -65,12 +65,15 @@ class NatsServer:
         sync: Sync = "always",
         binary: Path | None = None,
         inherit: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        """``environment``: the whole of the server's; this process's own where there is none."""
         self._folder = folder
         self._log_file = log_file
         self._sync = sync
         self._binary = binary
         self._inherit = tuple(inherit)
+        self._environment = environment
         self._password = secrets.token_urlsafe(24)
         self._port: int | None = None
         self.child: Child | None = None
@@ -109,6 +112,7 @@ class NatsServer:
             death_signal=signal.SIGTERM,
             identity="preferred",
             inherit=self._inherit,
+            env=self._environment,
         )
         try:
             self._port = await self._listening(self.child, self._folder / f"{binary.name}_{self.child.pid}.ports")
