@@ -176,7 +176,7 @@ def test_the_schema_has_every_value_and_no_other() -> None:
 
     def resolved(node: dict[str, Any]) -> dict[str, Any]:
         reference = node.get("$ref", "").rpartition("/")[2]
-        return schema["$defs"][reference] if reference else node
+        return schema["definitions"][reference] if reference else node
 
     def compare(node: dict[str, Any], values: dict[str, Any], path: str) -> None:
         properties = resolved(node).get("properties")

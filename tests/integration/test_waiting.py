@@ -2,6 +2,7 @@
 
 import asyncio
 
+import psycopg
 import pytest
 from structlog.testing import capture_logs
 
@@ -37,3 +38,17 @@ async def test_a_process_without_postgres_waits_for_the_log_alone(clean_nats: Na
     await migrate.run(both)
     await waiting.run(alone, 0)
     await waiting.run(both, 0)
+
+
+async def test_a_schema_of_the_next_release_is_no_reason_to_wait(clean_nats: NatsServer, database: str) -> None:
+    """In a rolling upgrade, or after a rollback, a process of this release may start after the next's migration."""
+    settings = Settings.read({"HUBLOG_NATS_URL": clean_nats.url, "HUBLOG_POSTGRES_DSN": database}, "wait")
+    await migrate.run(settings)
+    for revision in ("0001", "9999"):
+        async with await psycopg.AsyncConnection.connect(database) as connection:
+            await connection.execute("UPDATE alembic_version SET version_num = %s", [revision])
+        if revision == "0001":
+            with pytest.raises(Misconfigured, match="at revision 0001"):
+                await waiting.run(settings, 0)
+        else:
+            await waiting.run(settings, 0)
