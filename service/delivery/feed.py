@@ -361,13 +361,14 @@ class Dispatcher:
         for group, joined in state.groups.items():
             if before.get(group) == joined:
                 continue
-            start = max(joined, receiver.since)
+            # It may have been handed over beyond this event already: that is its own affair, not the chain's.
+            start, covered = max(joined, min(receiver.since, sequence)), max(joined, receiver.since)
             chain, unsure = self.interest.join(receiver, group, start, own=own)
             if unsure:
                 new.append(chain)
-            if max(chain.last, chain.base, chain.hub.many.last) > start:
+            if max(chain.last, chain.base, chain.hub.many.last) > covered:
                 # The join itself came late, and calls behind it have passed, or were never heard here.
-                overtaken = start
+                overtaken = covered
         if new:
             self.hold("new group", new)
         if overtaken:

@@ -4,6 +4,8 @@ Owns the bound on it. It keeps frames only while they fit into a share of what t
 nothing, and says so: the log has them all, and the hand-over reads it again.
 """
 
+from collections import deque
+
 from service.delivery.interest import Receiver
 
 SHARE = 4
@@ -21,21 +23,31 @@ class Gate:
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
         self._bytes_max = receiver.outbox.bytes_max // SHARE
-        self._frames: list[tuple[int, bytes]] = []
+        self._frames: deque[tuple[int, bytes]] = deque()
         self._size = 0
         self.dropped = False
         self.handed_over = False  # a hand-over has begun, or is over
         self.is_open = False
         receiver.deliver = self._keep
 
+    @property
+    def size(self) -> int:
+        """Bytes that it keeps."""
+        return self._size
+
     def restart(self) -> None:
         """Forget what was kept, and keep what comes from now on."""
-        self._frames, self._size, self.dropped = [], 0, False
+        self._frames.clear()
+        self._size, self.dropped = 0, False
 
-    def take(self, beyond: int = 0) -> list[tuple[int, bytes]]:
-        """What was kept so far, from beyond a sequence."""
-        kept, self._frames, self._size = self._frames, [], 0
-        return [(sequence, frame) for sequence, frame in kept if sequence > beyond]
+    def pop(self, beyond: int) -> tuple[int, bytes] | None:
+        """The first that is kept from beyond a sequence, with its own."""
+        while self._frames:
+            sequence, frame = self._frames.popleft()
+            self._size -= len(frame)
+            if sequence > beyond:
+                return sequence, frame
+        return None
 
     def open(self) -> None:
         """Deliver what was kept, and from now on directly."""
@@ -44,8 +56,8 @@ class Gate:
             return  # its connection has ended
         outbox = self._receiver.outbox
         self._receiver.deliver = outbox.write
-        for _, frame in self.take():
-            outbox.write(frame)
+        while (kept := self.pop(0)) is not None:
+            outbox.write(kept[1])
 
     def _keep(self, frame: bytes) -> None:
         if self.dropped:
@@ -53,4 +65,5 @@ class Gate:
         self._frames.append((self._receiver.delivered, frame))
         self._size += len(frame)
         if self._size > self._bytes_max:
-            self._frames, self._size, self.dropped = [], 0, True
+            self._frames.clear()
+            self._size, self.dropped = 0, True

@@ -9,6 +9,7 @@ the gate is in the log as well, so that a client that does not read costs no mor
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from time import monotonic
 from typing import Any
@@ -52,7 +53,7 @@ class Resumer(msgspec.Struct, eq=False):
     state: session.State | None = None
     life: audience.Life | None = None
     read: int = 0
-    page: list[bytes] = []
+    page: deque[bytes] = msgspec.field(default_factory=deque)
     page_bytes: int = 0
     attached_at_us: int | None = None
     began_s: float = msgspec.field(default_factory=monotonic)
@@ -147,30 +148,31 @@ class Handover:
             # Up to H this is the one to deliver, whatever the feed still brings of it.
             receiver.delivered = max(receiver.delivered, high)
             receiver.since = max(receiver.since, high)
-        frames, resumer.page, resumer.page_bytes = resumer.page, [], 0
-        self.replayed += len(frames)
-        resumer.missed += len(frames)
-        for frame in frames:
-            await self._write(receiver, frame)
-        while whole and not gate.dropped:
-            kept = gate.take(beyond=high)
-            if not kept:
+        self.replayed += len(resumer.page)
+        resumer.missed += len(resumer.page)
+        while resumer.page and await self._room(receiver):
+            frame = resumer.page.popleft()
+            resumer.page_bytes -= len(frame)
+            receiver.outbox.write(frame)
+        while whole and not gate.dropped and await self._room(receiver):
+            kept = gate.pop(beyond=high)
+            if kept is None:
                 self.resumed += 1
                 self.took.add(monotonic() - resumer.began_s)
                 self.missed.add(resumer.missed)
                 gate.open()
                 return
-            for sequence, frame in kept:
-                await self._write(receiver, frame)
-                resumer.cursor = sequence
+            resumer.cursor = kept[0]
+            receiver.outbox.write(kept[1])
         if receiver.outbox.open:
             self.begin(hub, resumer)
 
-    async def _write(self, receiver: Receiver, frame: bytes) -> None:
+    async def _room(self, receiver: Receiver) -> bool:
+        """Wait until a reader has made room; false when there is no reader any more."""
         outbox = receiver.outbox
         while outbox.open and (outbox.half_full or self._dispatcher.suspended):  # noqa: ASYNC110  a transport has no event for "half empty"
             await asyncio.sleep(PACE_S)
-        outbox.write(frame)
+        return outbox.open
 
     def _start(self, running: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(running)

@@ -363,6 +363,22 @@ def test_a_session_is_taken_over_on_its_own_node_while_it_is_alive() -> None:
     told(story)
 
 
+def test_who_is_handed_over_during_a_repair_does_not_begin_its_groups_for_others() -> None:
+    async def story(world: World) -> None:
+        world.open(None, 0)
+        other, client = world.clients
+        await turns(5)
+        act(world, ("trip", 1, 0, "a"))
+        world.log.disconnect()
+        world.store(other, session.Join(("a",)))
+        world.call(selector.Group("a"))
+        world.log.reconnect()
+        await settled(world)
+        assert other.received[-1:] == client.received[-1:] == [world.calls]
+
+    told(story)
+
+
 def test_those_who_come_together_are_served_by_one_read() -> None:
     async def story(world: World) -> None:
         for _ in range(2):

@@ -1,0 +1,136 @@
+"""What a hand-over holds for a client that does not read: at most its outbox's bound, and nothing is lost by it."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from events import selector, session
+from events.ids import SessionId
+from service.delivery import handover, repair
+from service.delivery.gate import Gate
+from service.delivery.handover import Handover, Resumer
+from service.delivery.interest import Receiver
+from service.delivery.outbox import Outbox
+from tests.servers.delivery import HUB, SUBJECTS, World, store_call, turns
+
+ME = SessionId("me")
+FRAME_BYTES = 1_000
+OUTBOX_BYTES = 40_000
+MISSED, LIVE = 500, 300
+
+
+class Unread(asyncio.WriteTransport):
+    """A socket whose peer reads when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[bytes] = []
+        self.read: list[int] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.waiting.append(bytes(data))
+
+    def get_write_buffer_size(self) -> int:
+        return sum(map(len, self.waiting))
+
+    def take(self, count: int) -> None:
+        self.read += [int(frame) for frame in self.waiting[:count]]
+        del self.waiting[:count]
+
+
+class Away(World):
+    """A session that was opened on another node, and comes back on this one."""
+
+    def __init__(self, slow: Callable[[], None]) -> None:
+        super().__init__()
+        self.dispatcher._encode = lambda _kind, _target, arguments, _position: arguments[1:-1].rjust(FRAME_BYTES, b"0")
+        self.handover = Handover(self.dispatcher)
+        self.transport = Unread()
+        self.outbox = Outbox(self.transport, OUTBOX_BYTES, slow)
+        self.outbox.uncork(b"0")
+        self.subject = SUBJECTS.session(ME)
+        self.state = session.INITIAL
+        self.most = 0
+        self.happened(session.Open("n1", "i", "old", None, resumable=True))
+
+    def happened(self, command: session.Command) -> int:
+        (event,) = session.decide(self.state, command)
+        sequence = self.log.store(self.subject, self.author.write(event, actor="system:test"))
+        self.state = session.settle(event, sequence, 0)
+        return sequence
+
+    def called(self, count: int) -> None:
+        for _ in range(count):
+            self.calls += store_call(self.log, self.author, selector.Client(ME), None, self.calls + 1)
+
+    def comes_back(self) -> Resumer:
+        receiver = Receiver(ME, "new", None, self.outbox, lambda *_: None, pytest.fail)
+        gate = Gate(receiver)
+        self.dispatcher.interest.expect(SUBJECTS, receiver, 1)
+        before = self.state
+        attached = self.happened(session.Attach("n2", "i", "new", before.generation, 0, 1 << 60))
+        resumer = Resumer(receiver, gate, 1, attached, before)
+        self.handover.begin(HUB, resumer)
+        return resumer
+
+    async def look(self, resumer: Resumer, count: int) -> None:
+        for _ in range(count):
+            await asyncio.sleep(0)
+            held = self.transport.get_write_buffer_size() + resumer.page_bytes + resumer.gate.size
+            self.most = max(self.most, held)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "COLLECT_S", 0.0)
+    monkeypatch.setattr(handover, "PACE_S", 0.0)
+
+
+async def test_a_resumer_that_does_not_read_holds_no_more_than_its_bound_and_gets_all_when_it_reads():
+    world = Away(lambda: pytest.fail("the age of what waits is what cuts it off, and it was not asked"))
+    world.called(MISSED)
+    services = asyncio.ensure_future(repair.run(world.dispatcher))
+    await turns(2)
+    resumer = world.comes_back()
+    await world.look(resumer, 200)
+    for _ in range(LIVE):
+        world.called(1)
+        await world.look(resumer, 5)
+    assert world.most > OUTBOX_BYTES * 3 // 4, "nothing was held back: this measures nothing"
+    assert world.most <= OUTBOX_BYTES + 2 * FRAME_BYTES
+    assert not resumer.gate.is_open
+    while not resumer.gate.is_open:  # it reads, and what it had missed meanwhile comes from the log
+        world.transport.take(5)
+        await world.look(resumer, 20)
+        assert world.most <= OUTBOX_BYTES + 2 * FRAME_BYTES
+    world.called(1)
+    await world.look(resumer, 10)
+    world.transport.take(MISSED + LIVE)
+    assert world.transport.read == list(range(MISSED + LIVE + 2))
+    services.cancel()
+    await asyncio.gather(services, return_exceptions=True)
+
+
+async def test_it_reads_no_further_than_its_pages(monkeypatch: pytest.MonkeyPatch):
+    """A long absence is not in memory at once."""
+    world = Away(lambda: pytest.fail("nobody is slow"))
+    world.called(20 * MISSED)
+    services = asyncio.ensure_future(repair.run(world.dispatcher))
+    await turns(2)
+    monkeypatch.setattr("service.delivery.history.PIECE_EVENTS", 100)
+    taken: list[int] = []
+    read = world.log.read
+
+    async def counted(subject: str, first: int, last: int):  # type: ignore[no-untyped-def]
+        async for recorded in read(subject, first, last):
+            taken.append(recorded.sequence)
+            yield recorded
+
+    monkeypatch.setattr(world.log, "read", counted)
+    resumer = world.comes_back()
+    await world.look(resumer, 300)
+    # Half an outbox and two pages of a quarter each, in pieces of a hundred.
+    assert 0 < len(set(taken)) <= 200
+    services.cancel()
+    await asyncio.gather(services, return_exceptions=True)
