@@ -15,7 +15,7 @@ import msgspec
 import structlog
 from aiohttp import hdrs, web
 
-from events import session
+from events import session, trace
 from events.errors import (
     ConnectionInUse,
     HublogError,
@@ -80,7 +80,9 @@ class GatewayServer:
             if self.context.draining:
                 raise ShuttingDown("this node is going away")
             version = negotiate.version_of(request.query.get("negotiateVersion"))
-            grant = tokens.ConnectionGrant(peer.hub, peer.connection, time.time(), _user(peer), peer.metadata)
+            grant = tokens.ConnectionGrant(
+                peer.hub, peer.connection, time.time(), _user(peer), peer.metadata, peer.wire.traceparent
+            )
             body = negotiate.answer(version, peer.connection, tokens.seal_connection(self.context.ring, grant))
         except (NotAdmitted, TokenUserMismatch) as error:
             # By its status: clients that can get another token look there for the reason to.
@@ -125,7 +127,7 @@ class GatewayServer:
         if grant.connection in self._in_use:
             raise ConnectionInUse("the connection token is in use")
         until_s = claims.expires_at_s if claims is not None else math.inf
-        return Peer(hub, grant.connection, grant.user, grant.metadata, _options(request), until_s)
+        return Peer(hub, grant.connection, grant.user, grant.metadata, _options(request, grant.traceparent), until_s)
 
     def _peer(self, request: web.Request) -> Peer:
         """Who connects, where nothing was negotiated. Raises: InvalidName, InvalidQuery, NotAdmitted."""
@@ -230,9 +232,10 @@ class GatewayServer:
         _log.info("gateway.drained", connections=len(connections), sessions_left_open=given_up)
 
 
-def _options(request: web.Request) -> WireOptions:
-    """Raises: InvalidQuery."""
-    return wire_options(request.query, request.headers.get(TRACEPARENT))
+def _options(request: web.Request, traceparent: str | None = None) -> WireOptions:
+    """``traceparent``: the context that holds where the request has none. Raises: InvalidQuery."""
+    own = request.headers.get(TRACEPARENT)
+    return wire_options(request.query, own if own is not None and trace.valid(own) else traceparent)
 
 
 def _user(peer: Peer) -> UserId | None:

@@ -90,7 +90,8 @@ def new_secret() -> str:
 class ConnectionGrant(msgspec.Struct, frozen=True, array_like=True):
     """What a negotiated connection may become: sealed on one node, opened on any.
 
-    ``metadata`` is raw JSON, ``null`` for none; ``issued_at_s`` is wall clock time in seconds.
+    ``metadata`` is raw JSON, ``null`` for none; ``issued_at_s`` is wall clock time in seconds. ``traceparent``: the
+    trace that the negotiation belongs to, for the session to begin in: browsers give sockets no headers.
     """
 
     hub: HubName
@@ -98,6 +99,7 @@ class ConnectionGrant(msgspec.Struct, frozen=True, array_like=True):
     issued_at_s: float
     user: UserId | None = None
     metadata: msgspec.Raw = msgspec.Raw(b"null")
+    traceparent: str | None = None
 
 
 def seal_connection(ring: KeyRing, grant: ConnectionGrant) -> str:

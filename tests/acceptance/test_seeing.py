@@ -1,5 +1,6 @@
 """What an operator sees of one running install: traces across its processes, and the metrics of each."""
 
+import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator
@@ -11,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.telemetry.catalogue import CATALOGUE
 from tests.servers.collector import Collector, Span
-from tests.servers.processes import until
+from tests.servers.processes import PATIENCE_S, POLL_S, until
 from tests.servers.promql import SCRAPED_LABELS, expressions, selectors
 from tests.servers.questions import Api
 from tests.servers.raw_signalr import RawClient
@@ -34,6 +35,7 @@ async def served(collector: Collector, tmp_path_factory: pytest.TempPathFactory)
         options=("--no-restart",),
         HUBLOG_OTLP_ENDPOINT=collector.endpoint,
         HUBLOG_TRACE_RATIO="0",
+        HUBLOG_CANARY_EVERY="0",
         OTEL_BSP_SCHEDULE_DELAY="100",
         OTEL_EXPORTER_OTLP_HEADERS="x-tenant=t1",
     )
@@ -132,6 +134,20 @@ async def test_the_request_that_connects_traces_the_opening_of_the_session_and_n
     assert found["project"].parent == found["append"].id
 
 
+async def test_the_negotiation_may_bring_the_trace_of_the_session(
+    collector: Collector, gateways: tuple[str, str], hub: str
+) -> None:
+    """Negotiated on one node, opened on the other."""
+    asked = Asked()
+    async with aiohttp.ClientSession() as http:
+        url = f"{gateways[0]}/hubs/{hub}/negotiate?negotiateVersion=1"
+        async with http.post(url, headers={"traceparent": asked.traceparent}) as answer:
+            token = (await answer.json())["connectionToken"]
+    async with RawClient(gateways[1], hub, f"?id={token}"):
+        found = await spans(collector, asked, "session.open", "append", "deliver", "project")
+    assert found["session.open"].parent == asked.span
+
+
 async def test_what_fails_says_so_in_its_span(collector: Collector, gateways: tuple[str, str], hub: str) -> None:
     asked = Asked()
     async with RawClient(gateways[0], hub) as client:
@@ -201,3 +217,62 @@ async def series(served: Up, role: str) -> set[tuple[str, tuple[str, ...]]]:
     told = {(sample.name, tuple(sample.labels)) for one in families for sample in one.samples}
     empty = {one.name for one in families if not one.samples}
     return told | {(one.name, tuple(one.labels)) for one in CATALOGUE if one.name.removesuffix("_total") in empty}
+
+
+async def values(served: Up, role: str, index: int = 0) -> dict[str, float]:
+    """Series with their labels, as they are written."""
+    url = f"{served.entry(role, index).admin_url}/metrics"
+    async with aiohttp.ClientSession() as http, http.get(url) as answer:
+        lines = (await answer.text()).splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
+async def values_with(served: Up, role: str, series: str, *, above: float) -> dict[str, float]:
+    """What a process exports as soon as one of its numbers has come so far: some are looked up now and then."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            found = await values(served, role)
+            if found.get(series, above) > above:
+                return found
+            await asyncio.sleep(POLL_S)
+
+
+async def test_numbers_move_with_what_happens(served: Up, gateways: tuple[str, str], api: Api, hub: str) -> None:
+    before = [await values(served, "gateway", index) for index in (0, 1)]
+    async with RawClient(gateways[0], hub) as sender:
+        async with RawClient(gateways[1], hub, "?resumable=1") as receiver:
+            session = (await receiver.call("hub.session", b"[]"))["result"]
+            await sender.call("hub.invoke", b'[{"to":"others"},"say",["one"]]')
+            await receiver.record(containing=b"one")
+        position = (await sender.call("hub.invoke", b'[{"to":"others"},"say",["two"]]'))["result"]["position"]
+        resume = f"?resumable=1&resume={session['resumeToken']}&cursor={session['cursor']}"
+        async with RawClient(gateways[1], hub, resume) as again:
+            await again.record(containing=b"two")
+            many = b",".join(b'"g%d"' % number for number in range(200))
+            refused = await again.call("hub.join", b"[[%s]]" % many)
+            assert refused["error"].startswith("too_many_groups")
+            await api.call("GET", "sessions", min_position=position)
+            after = [await values(served, "gateway", index) for index in (0, 1)]
+            asked = await values(served, "api")
+    projector = await values_with(served, "projector", 'hublog_stream_bytes{partition="0"}', above=0)
+
+    def grown(index: int, series: str) -> float:
+        return after[index][series] - before[index].get(series, 0.0)
+
+    assert grown(0, 'hublog_appends_total{kind="unconditional",outcome="stored"}') == 2
+    assert grown(0, 'hublog_append_duration_seconds_count{kind="unconditional"}') == 2
+    assert grown(1, "hublog_delivery_lag_seconds_count") >= 1
+    assert 0 < grown(1, "hublog_delivery_lag_seconds_sum") < 20
+    assert grown(1, 'hublog_resumes_total{resync="none"}') == 1
+    assert grown(1, "hublog_resume_duration_seconds_count") == 1
+    assert grown(1, "hublog_resume_missed_messages_sum") == 2
+    assert grown(1, 'hublog_limits_hit_total{limit="too_many_groups"}') == 1
+    assert grown(1, 'hublog_errors_total{code="too_many_groups"}') == 1
+    assert after[1]["hublog_connections"] == 1
+    assert after[1]["hublog_outbox_largest_bytes"] <= after[1]["hublog_outbox_bytes"] + 1
+    assert projector['hublog_projection_delay_seconds_count{partition="0"}'] > 0
+    assert projector['hublog_stream_bytes{partition="0"}'] > 0
+    assert projector['hublog_stream_first_age_seconds{partition="0"}'] > 0
+    assert projector['hublog_sessions{state="active"}'] >= 0
+    assert asked['hublog_api_requests_total{status="200"}'] >= 1
+    assert asked["hublog_api_request_duration_seconds_count"] >= 1

@@ -12,6 +12,7 @@ import structlog
 from events.errors import Misconfigured
 from service.admin import admin_app, serving
 from service.telemetry import Metrics, configure_logging
+from service.telemetry.tracing import Tracing, within
 
 
 async def get(url: str) -> tuple[int, str]:
@@ -101,3 +102,15 @@ def test_outside_a_terminal_every_line_is_json(log_output: io.StringIO) -> None:
     assert shown == {"event": "session_opened", "process": "gateway-0", "level": "info", "session_id": "s1"}
     assert second["event"] == "it failed"
     assert second["exception"][0]["exc_value"] == "inner"
+
+
+def test_what_is_said_within_a_traced_command_names_its_trace(log_output: io.StringIO) -> None:
+    span = Tracing().command("hub.invoke", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", {})
+    assert span is not None
+    with within(span):
+        structlog.get_logger().info("session.opened", session_id="s1")
+        logging.getLogger("some.library").warning("odd")
+    structlog.get_logger().info("session.closed", session_id="s1")
+    lines = [json.loads(line) for line in log_output.getvalue().splitlines()]
+    assert [line.get("trace_id") for line in lines] == ["0af7651916cd43dd8448eb211c80319c"] * 2 + [None]
+    assert [line.get("session_id") for line in lines] == ["s1", None, "s1"]
