@@ -289,7 +289,11 @@ async def _overheard(_: Exception) -> None:
 
 @contextlib.asynccontextmanager
 async def nats_cluster(
-    folder: Path, *, size: int = 3, proxied: bool = False, advertise: bool = True
+    folder: Path,
+    *,
+    size: int = 3,
+    proxied: bool = False,
+    advertise: bool = True,
 ) -> AsyncIterator[NatsCluster]:
     """A cluster that runs and has a leader. Raises: NotStarted.
 

@@ -3,12 +3,13 @@
 ``async with proxy_to(host, port) as proxy``: connect to ``proxy.port``, or to ``proxy.url(of_the_server)``. ``cut()``
 ends every connection with a reset and refuses new ones until ``heal()``; ``reset()`` only ends those that are there;
 ``stall()`` holds the bytes of one or both directions back while connections stay up, and ``heal()`` lets them go on.
+``edit`` is given whatever the server says, a chunk at a time, and says what the client hears instead.
 """
 
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -30,6 +31,7 @@ class Proxy:
         self._links: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self.edit: Callable[[bytes], bytes] = lambda chunk: chunk
         self.accepted = 0  # connections so far
         self.bytes: dict[Direction, int] = {"up": 0, "down": 0}
 
@@ -115,7 +117,7 @@ class Proxy:
                 if link not in self._links:
                     return
                 self.bytes[direction] += len(chunk)
-                sink.write(chunk)
+                sink.write(self.edit(chunk) if direction == "down" else chunk)
                 await sink.drain()
             sink.write_eof()
         except OSError:
