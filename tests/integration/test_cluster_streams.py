@@ -1,6 +1,8 @@
 """What the streams are on three servers: their replicas, and connections that find the other servers."""
 
+import asyncio
 import os
+from contextlib import aclosing
 
 import pytest
 
@@ -54,3 +56,44 @@ async def test_a_client_goes_on_with_servers_that_it_was_told_of(clean_cluster: 
     assert await log.publish("ev.0.h.all", event()) == Stored(1)
     await log.close()
     await clean_cluster.restart(1)
+
+
+async def test_a_follower_leaves_a_replica_that_gives_nothing_more(clean_cluster: NatsCluster) -> None:
+    """Its consumer lives beside one replica; cut off from the leader, that one says that there is nothing, politely."""
+    servers = clean_cluster
+    await migrate_log(servers.url, random=os.urandom(3), replicas=REPLICAS)
+    leader = await servers.leader_of("EV_0")
+    lagging, other = (node.index for node in servers.nodes if node.index != leader)
+    writer = await jetstream_log(servers.url_of(leader), name="writer", replicas=REPLICAS)
+    follower = await jetstream_log(servers.url_of(other), name="follower", replicas=REPLICAS)
+    heard: list[int] = []
+
+    async def follow() -> None:
+        async with aclosing(follower.follow(0, 0)) as batches:
+            async for batch in batches:
+                heard.extend(one.sequence for one in batch)
+
+    following = asyncio.ensure_future(follow())
+    for sequence in range(1, 60):
+        await writer.publish("ev.0.h.all", event())
+        await until(lambda: heard[-1:] == [sequence])  # noqa: B023 - awaited here
+        for name in (await servers.ask("CONSUMER.NAMES.EV_0"))["consumers"]:
+            info = await servers.ask(f"CONSUMER.INFO.EV_0.{name}")
+            if (info.get("cluster") or {}).get("leader") == servers.nodes[lagging].name:
+                break
+            await servers.ask(f"CONSUMER.DELETE.EV_0.{name}")
+        else:
+            continue
+        break
+    servers.mute(leader, lagging)
+    last = (await writer.publish("ev.0.h.all", event())).sequence
+    await until(lambda: heard[-1:] == [last], 30)
+    assert heard == list(range(1, last + 1))
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    servers.part(lagging)
+    servers.heal()
+    await follower.close()
+    await writer.close()
+    await servers.ready()
+    await servers.caught_up()

@@ -423,3 +423,15 @@ async def test_a_reading_loop_that_dies_is_a_lost_connection(
     await until(lambda: not bench.log.connected)
     await until(lambda: len(outcomes) == 1)
     assert outcomes == [Stored(1, duplicate=True)]
+
+
+async def test_a_reading_that_loses_its_connection_says_so_as_any_other(bench: JetStreamBench) -> None:
+    """It asks for several chunks at once; whoever repairs a delivery waits for one error, not for a group of them."""
+    await bench.log.publish(GROUP, event())
+    bench.proxy.stall("down")
+    reading = asyncio.create_task(bench.log.last_many([GROUP, *(f"ev.0.h.g.{number}" for number in range(2_500))]))
+    await asyncio.sleep(0)
+    await until(lambda: len(bench.log._replies._waiting) > 1)
+    bench.cut()
+    with pytest.raises(LogUnavailable):
+        await reading

@@ -392,6 +392,30 @@ async def test_a_replica_that_lags_is_not_believed(clean_nats: NatsServer, admin
         assert len(replica.asked) == 7
 
 
+async def test_a_replica_that_lags_for_ever_is_left(
+    clean_nats: NatsServer, admin: Admin, open_log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.log.jetstream.read.LAG_MAX_S", 0.2)
+    await migrate_log(clean_nats.url, random=RANDOM)
+    log: JetStreamLog = await open_log()
+    log._reader._replicas = 3
+    left: list[str] = []
+
+    async def go_elsewhere(why: str) -> None:
+        left.append(why)
+
+    monkeypatch.setattr(log._client, "go_elsewhere", go_elsewhere)
+    await log.publish("ev.0.h.all", event())
+    await admin.change("EV_0", allow_direct=False)
+    async with await nats.connect(clean_nats.url) as client:
+        await Replica(client, log, stale=1_000_000).start()
+        with pytest.raises(LogUnavailable, match="direct get does not answer"):
+            assert [one async for one in log.read("ev.0.h.all", 1, 1)] == []
+        with pytest.raises(LogUnavailable, match="direct get does not answer"):
+            await log.last_many(["ev.0.h.all"], up_to=1)
+    assert left == ["its replica lags"] * 2
+
+
 async def test_a_leader_that_leads_no_more_is_not_believed_for_a_while(
     clean_nats: NatsServer, open_log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,7 @@ class Cursor:
         clock = asyncio.get_running_loop().time
         yielded_at = checked_at = clock()
         pull: _Pull | None = None
+        due = 0
         try:
             while True:
                 if pull is None:
@@ -156,6 +157,8 @@ class Cursor:
                 if batch or clock() - yielded_at >= IDLE_S:
                     after += len(batch)
                     yield batch
+                    if pull is not None:
+                        due = 0 if batch else await self._missed(pull, after, due)
                     yielded_at = clock()
                 if pull is None:
                     continue
@@ -177,6 +180,17 @@ class Cursor:
         finally:
             if pull is not None:
                 pull.close()
+
+    async def _missed(self, pull: _Pull, after: int, due: int) -> int:
+        """Nothing came for a second: what the leader has by now, to be compared with what has come in the next.
+
+        A consumer gives what its own server's replica has, and one that lags for ever sends heartbeats all the same.
+        """
+        if after < due and pull.broken is None and not pull.ready:
+            pull.broken = f"nothing comes, and the log goes on to {due}"
+        with contextlib.suppress(LogUnavailable):
+            return await self._identity.last()
+        return 0
 
     async def _take(self, pull: _Pull, after: int) -> list[Recorded]:
         """What has come and directly follows ``after``."""
@@ -253,6 +267,10 @@ class _Identity:
         self._reader = reader
         self._number = number
         self._created: str | None = None
+
+    async def last(self) -> int:
+        """Raises: LogMissing, LogUnavailable."""
+        return (await self._reader.info(self._number, timeout_s=IDLE_S)).last
 
     async def check(self, after: int) -> None:
         """Raises: LogRegressed, LogMissing, LogUnavailable."""

@@ -7,8 +7,9 @@ it was stored, headers verbatim, whichever way it was read. Knows nothing of wha
 import asyncio
 import base64
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import datetime
+from functools import partial
 
 import msgspec
 
@@ -24,6 +25,7 @@ READ_BATCH_FIRST = 128  # what comes behind the range is read in vain, so begin 
 READ_BATCH_MAX = 1_000  # direct get has no flow control: what one answer may hold is all there is
 READ_BYTES_MAX = 4 * 1024 * 1024
 READ_DEADLINE_S = 15.0  # without any progress
+LAG_MAX_S = 5.0  # the same of a replica; then another server is asked
 RETRY_S = 0.05
 ASK_AGAIN_S = 1.0
 FORMER_LEADER_S = 25.0  # so long, at most, a server that was cut off from the others may take itself for the leader
@@ -224,11 +226,14 @@ class Reader:
             async with gate:
                 return await self._last_chunk(number, chunk, up_to, probe)
 
-        async with asyncio.TaskGroup() as group:
-            chunks = [
-                group.create_task(some(wanted[at : at + MULTI_LAST_MAX]))
-                for at in range(0, len(wanted), MULTI_LAST_MAX)
-            ]
+        try:
+            async with asyncio.TaskGroup() as group:
+                chunks = [
+                    group.create_task(some(wanted[at : at + MULTI_LAST_MAX]))
+                    for at in range(0, len(wanted), MULTI_LAST_MAX)
+                ]
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from several  # callers wait for the log's own errors, not for a bundle of them
         asked = set(wanted)
         return {found.subject: found for task in chunks for found in task.result() if found.subject in asked}
 
@@ -241,7 +246,7 @@ class Reader:
             query["up_to_seq"] = up_to
         if probe is not None and probe.subject not in chunk:
             query["multi_last"] = [*chunk, probe.subject]
-        patience = _Patience()
+        patience = self._patience()
         while True:
             status, messages = await self._direct(stream(number), query)
             if status[9:12] in ENDS and (probe is None or any(found.sequence == probe.sequence for found in messages)):
@@ -250,7 +255,7 @@ class Reader:
 
     async def last_matching(self, name: str, pattern: str) -> list[Recorded]:
         """The last message of every subject (at most 1,024) of a stream that a pattern matches."""
-        patience = _Patience()
+        patience = self._patience()
         while True:
             status, messages = await self._direct(name, {"multi_last": [pattern]})
             if status[9:12] in ENDS:
@@ -260,7 +265,7 @@ class Reader:
     async def read(self, subject: str, first: int, last: int) -> AsyncIterator[Recorded]:
         number = partition(subject)
         wanted, size = max(first, 1), READ_BATCH_FIRST
-        patience = _Patience()
+        patience = self._patience()
         while wanted <= last:
             batch = min(size, last - wanted + 1)
             query = {"next_by_subj": subject, "seq": wanted, "batch": batch, "max_bytes": READ_BYTES_MAX}
@@ -279,6 +284,12 @@ class Reader:
                 if await self._nothing_more(subject, wanted, last):
                     return
             await patience.pause(stream(number))
+
+    def _patience(self) -> "_Patience":
+        """A server asks its own replica first, and one can lag for ever: then another server has a better one."""
+        if self._replicas == 1:
+            return _Patience(READ_DEADLINE_S, _stay)
+        return _Patience(LAG_MAX_S, partial(self._client.go_elsewhere, "its replica lags"))
 
     async def _nothing_more(self, subject: str, wanted: int, last: int) -> bool:
         """Whether the end that a replica reported is the end: the leader knows."""
@@ -306,19 +317,25 @@ class Reader:
             self._replies.forget(token)
 
 
-class _Patience:
-    """How long to ask again: ``READ_DEADLINE_S`` without progress."""
+async def _stay() -> None:
+    """There is one replica."""
 
-    def __init__(self) -> None:
+
+class _Patience:
+    """How long to ask again without progress."""
+
+    def __init__(self, seconds: float, on_enough: Callable[[], Awaitable[None]]) -> None:
         self._clock = asyncio.get_running_loop().time
+        self._seconds, self._on_enough = seconds, on_enough
         self.renew()
 
     def renew(self) -> None:
-        self._until = self._clock() + READ_DEADLINE_S
+        self._until = self._clock() + self._seconds
 
     async def pause(self, what: str) -> None:
         """Raises: LogUnavailable when it is enough."""
         if self._clock() > self._until:
+            await self._on_enough()
             raise LogUnavailable(f"direct get does not answer for {what}")
         await asyncio.sleep(RETRY_S * (0.5 + random.random()))  # noqa: S311 — jitter
 
