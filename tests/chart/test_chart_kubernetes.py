@@ -41,6 +41,8 @@ def test_pods_are_restricted(name: str) -> None:
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert spec["securityContext"].get("runAsUser", 65_532) != 0
+        # Or a Service named hublog-gateway would set HUBLOG_GATEWAY_PORT in every pod, to tcp://….
+        assert spec["enableServiceLinks"] is False
         assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC", "hostUsers"}
         assert all(volume.keys() - {"name"} <= {"secret", "configMap"} for volume in spec.get("volumes", []))
         for _, container in containers(owner):

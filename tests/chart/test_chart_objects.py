@@ -179,6 +179,16 @@ def test_the_migration_comes_first_as_a_hook_with_all_it_needs() -> None:
     assert hooks[("ServiceAccount", account)] < hooks[("Job", job["metadata"]["name"])]
     assert hooks[("NetworkPolicy", "hublog-migrate")] < hooks[("Job", job["metadata"]["name"])]
     assert len(hooks) == 3
+    assert {
+        it["kind"]: it["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
+        for it in objects
+        if (it["kind"], it["metadata"]["name"]) in hooks
+    } == {
+        "Job": "before-hook-creation",
+        "ServiceAccount": "before-hook-creation,hook-succeeded",
+        "NetworkPolicy": "before-hook-creation,hook-succeeded",
+    }
+    assert job["spec"]["ttlSecondsAfterFinished"] == 86_400
 
 
 def test_as_a_plain_job_it_is_another_one_when_it_would_do_something_else() -> None:
@@ -241,6 +251,8 @@ def test_a_nats_of_its_own(with_nats: Path) -> None:
     assert given["config"]["cluster"] == {"enabled": True, "replicas": 3}
     assert given["config"]["jetstream"]["fileStore"]["pvc"]["size"] == "99Gi"
     assert given["config"]["jetstream"]["merge"] == {"sync_interval": "always"}
+    assert given["container"]["image"]["tag"] in (CHART.parent / "compose.yaml").read_text(encoding="utf-8")
+    assert given["reloader"]["merge"] == given["container"]["merge"]
     urls = {
         environment(container, SECRETS, objects=[])["HUBLOG_NATS_URL"]
         for owner in objects

@@ -2,7 +2,9 @@
 
 import importlib.util
 import re
+import tarfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import helm_python
@@ -241,6 +243,16 @@ def test_helm_installs_the_defaults_without_fetching_anything() -> None:
         return {f"{it['kind']}/{it['metadata']['name']}" for it in objects}
 
     assert names(shown) == names(render()) - hooks
+
+
+def test_a_package_has_what_the_chart_needs_and_not_what_made_it(tmp_path: Path) -> None:
+    archive = Path(helm_python.package(CHART, destination=tmp_path))
+    with tarfile.open(archive) as packed:
+        names = {name.removeprefix("hublog/") for name in packed.getnames()}
+    assert {"files/alerts.yaml", "files/dashboard.json", "charts/natscluster/values.yaml", "README.md"} <= names
+    assert not [name for name in names if name.endswith((".py", ".pyc"))]
+    kept = [it for it in render() if it["kind"] != "Secret"]
+    assert [it for it in render(chart=archive) if it["kind"] != "Secret"] == kept
 
 
 def test_the_notes_say_what_to_do_next() -> None:
