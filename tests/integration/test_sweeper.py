@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 import migrations
-from events import node, session, subjects
+from events import codec, node, session, subjects
 from events.ids import HubName
 from events.subjects import HubSubjects
 from projections.read import ReadModel
@@ -35,6 +35,8 @@ TTL_S = 60.0
 MAX_AGE_S = 1_000.0
 MANY = 5_000
 DOWN_S = 20.0
+RACERS = 40
+SHORT_TTL_S = 3.0
 
 
 class World:
@@ -196,6 +198,58 @@ async def test_overdue_ageing_and_forgotten_sessions(database: str) -> None:
         ended = [left for (_, name, _, _), (_, left, _) in tables["memberships"].items() if name == "forgotten"]
         assert None not in ended
         assert len(ended) == 2
+
+
+async def test_two_sweepers_at_once_expire_each_once_and_nobody_who_came_back_a_moment_before(
+    fresh_nats: MakeNats, database: str
+) -> None:
+    """Each with a connection and a runner of its own, on rows that do not know of the returns yet."""
+    nats = await fresh_nats()
+    await migrate_log(nats.url, random=b"abc")
+    logs = [await jetstream_log(nats.url, name=f"projector {number}") for number in range(2)]
+    worlds = [World(log, database) for log in logs]
+    opened = session.Open("gw", "alive", "c1", resumable=True)
+    late, back = [f"late{n}" for n in range(RACERS)], [f"back{n}" for n in range(RACERS)]
+    async with at_work(worlds[0]):
+        await asyncio.gather(
+            *(worlds[0].run(name, opened, session.Detach("c1", "timeout", 5)) for name in (*late, *back))
+        )
+        await worlds[0].projected()
+        reached = worlds[0].reached
+    detached = [(await worlds[0].state(name)).detached_since_us or 0 for name in (*late, *back)]
+    for world in worlds:
+        world.model = ReadModel(database, 1)
+        rows = StoredRows(world.model, database)
+        runner = CommandRunner(world.log, world.author, SessionAggregate())
+        world.sweeper = Sweeper(
+            0,
+            world.log,
+            rows,
+            world.author,
+            runner,
+            lambda: reached,
+            lambda: False,
+            ttl_s=SHORT_TTL_S,
+            max_age_s=MAX_AGE_S,
+        )
+    await until(lambda: time.time() * 1e6 > min(detached) + SHORT_TTL_S * 0.6e6)
+    now_us = worlds[1].author.now_us()
+    ttl_us = int(SHORT_TTL_S * 1e6)
+    returns = [session.Attach("gw", "alive", "c2", 1, now_us, ttl_us) for _ in back]
+    await asyncio.gather(*(worlds[1].run(name, command) for name, command in zip(back, returns, strict=True)))
+    await until(lambda: time.time() * 1e6 > max(detached) + SHORT_TTL_S * 1e6)
+    await asyncio.gather(*(world.sweeper.round() for world in (*worlds, *worlds)))
+    ends: dict[str, list[str]] = {}
+    async for recorded in logs[0].read("ev.0.chat.s.*.log", 1, await logs[0].last_sequence(0)):
+        event = codec.event_of(codec.envelope(recorded.payload))
+        if isinstance(event, session.Closed):
+            ends.setdefault(str(subjects.parse(recorded.subject).name), []).append(event.reason)
+    assert ends == {name: ["expired"] for name in late}
+    assert sum(world.sweeper.done["expired"] for world in worlds) == RACERS
+    assert {(await worlds[0].state(name)).status for name in back} == {"active"}
+    for world in worlds:
+        await world.model.close()
+        await world.log.close()
 
 
 async def test_the_rows_after_sweeping_are_those_of_the_events(database: str) -> None:
