@@ -19,7 +19,6 @@ from service.breaker import Breaker, keep
 
 PROBE_TIMEOUT_S = 1.0
 CONNECT_TIMEOUT_S = 2  # libpq takes no less
-HUNG_UP_S = 1.0  # what a probe may take to notice that it was hung up on
 
 _LOOK: LiteralString = """
 SELECT (SELECT array_agg(version_num::text) FROM alembic_version),
@@ -64,7 +63,7 @@ class PostgresHealth:
         if not done:
             self._hang_up()
             asking.cancel()
-            await asyncio.wait((asking,), timeout=HUNG_UP_S)
+            asking.add_done_callback(_forget)
             raise ReadModelUnavailable(f"Postgres did not answer within {PROBE_TIMEOUT_S:g} s")
         try:
             revisions, self.behind_s = asking.result()
@@ -105,6 +104,12 @@ class PostgresHealth:
         if self._revision == self._needed or (self._revision is not None and self._revision not in self._known):
             return None
         return f"the schema is at revision {self._revision or 'none'}: run `hublog migrate`"
+
+
+def _forget(asking: asyncio.Task[Any]) -> None:
+    """What becomes of a probe that was given up is nobody's business, but asyncio wants it to be looked at."""
+    if not asking.cancelled():
+        asking.exception()
 
 
 def _first_line(exc: BaseException) -> str:
