@@ -23,6 +23,7 @@ from tests.servers.containers import Network, start
 from tests.servers.image import Stage
 
 POLL_S = 0.1
+READY_S = 60.0
 CHUNK_BYTES = 65_536
 
 Told = Callable[[Mapping[str, Any], "Pod"], dict[str, str]]
@@ -89,13 +90,15 @@ class Pod:
         self.ready = True
 
     async def _probed(self, container: Mapping[str, Any], kind: str) -> None:
-        """Until the probe succeeds, asked more often than a kubelet would, but no longer than it would allow."""
+        """Until the probe succeeds: asked more often than a kubelet would, and while it starts no longer than that
+        would allow. Afterwards a kubelet would go on asking."""
         probe = container[kind]
+        patience_s = probe["periodSeconds"] * probe["failureThreshold"] if kind == "startupProbe" else READY_S
         url = f"http://{self.address}:{self.port(probe['httpGet']['port'])}{probe['httpGet']['path']}"
         timeout = aiohttp.ClientTimeout(total=probe["timeoutSeconds"])
         said = ""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(probe["periodSeconds"] * probe["failureThreshold"] + timeout.total):
+            async with asyncio.timeout(patience_s + probe["timeoutSeconds"]):
                 async with aiohttp.ClientSession(timeout=timeout) as http:
                     while (said := await _asked(http, url)) != "ok":
                         child = self.children[container["name"]]
