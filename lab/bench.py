@@ -45,6 +45,7 @@ class Options(msgspec.Struct, frozen=True):
     rates: tuple[int, ...] = (1_000, 2_000, 5_000)
     seconds: float = 10.0
     receivers: int = 10
+    stuck: int = 0
     argument_bytes: int = 300
     syncs: tuple[str, ...] = ("relaxed", "always")
     urls: tuple[str, ...] = ()
@@ -134,7 +135,7 @@ async def _measure(measure: str, install: Install, options: Options, report: Rep
         raise Unsuitable("latency is measured between two gateways; name a second --url")
     else:
         for rate in options.rates:
-            steady = Plan(rate, options.seconds, options.receivers, options.argument_bytes)
+            steady = Plan(rate, options.seconds, options.receivers, options.argument_bytes, options.stuck)
             report.latency.append(await latency(install, steady, progress))
 
 

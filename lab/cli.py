@@ -93,6 +93,7 @@ def latency(
     rate: Rates = RATES,
     seconds: Seconds = 10.0,
     receivers: Receivers = 10,
+    stuck: Annotated[int, typer.Option(min=0, max=1_000, help="More of the group, who never read.")] = 0,
     size: Size = 300,
     sync: Sync = "both",
     url: Url = [],  # noqa: B006
@@ -109,6 +110,7 @@ def latency(
         rates=tuple(rate),
         seconds=seconds,
         receivers=receivers,
+        stuck=stuck,
         argument_bytes=size,
         syncs=SYNCS[sync],
         urls=tuple(url),

@@ -153,6 +153,15 @@ class LoadClient(asyncio.Protocol):
         """Gives the connection up without a word, as a client does that lost its network."""
         self._end(why)
 
+    def stop_reading(self) -> None:
+        """From now on takes nothing from the socket, and is heard to live all the same, if somebody keeps it alive."""
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.transport is not None and self.ended is None:
+            self.transport.resume_reading()
+
     # -------------------------------------------------------------------------------------------- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

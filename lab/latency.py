@@ -16,17 +16,20 @@ from lab.pacer import Pacer
 from lab.proc import cpu_us, family_cpu_us
 
 WARM_UP_MAX = 1000
+STUCK_END_S = 2.0
+"""Whoever was cut off while it did not read notices within this time of reading again."""
 UNANSWERED_MAX = 20_000
 """Calls without an answer at which the sender waits: beyond it the run would measure a queue."""
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What is to be sent to whom."""
+    """What is to be sent to whom; ``stuck`` more are in the group, beside the receivers, and never read."""
 
     rate: int
     seconds: float
     receivers: int = 10
     argument_bytes: int = 300
+    stuck: int = 0
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -52,23 +55,30 @@ class Latency(msgspec.Struct, frozen=True):
     duplicated: int
     out_of_order: int
     cpu_us: dict[str, float] = {}
+    stuck: int = 0
+    stuck_ended: int = 0
 
 
 async def latency(install: Install, plan: Plan, progress: Progress) -> Latency:
     """An open loop: it does not wait for answers, so a slow service cannot slow down what it is measured with."""
     hub = new_hub()
-    near, far = (Crowd(one.url, hub, query=one.query) for one in (install.gateways[0], install.gateways[-1]))
+    near, far, stuck = (
+        Crowd(one.url, hub, query=one.query)
+        for one in (install.gateways[0], install.gateways[-1], install.gateways[-1])
+    )
     warm_up = min(plan.rate, WARM_UP_MAX)
     messages = warm_up + int(plan.rate * plan.seconds)
     ledger = Ledger(plan.receivers, messages, warm_up)
     what = f"{plan.rate}/s, {install.sync}"
     try:
-        for crowd, size in ((near, 1), (far, plan.receivers)):
+        for crowd, size in ((near, 1), (far, plan.receivers), (stuck, plan.stuck)):
             await crowd.open(size)
             require_all_open(crowd)
         far.listen(ledger)
-        for client in far.clients:
+        for client in (*far.clients, *stuck.clients):
             await client.call("hub.join", TARGET)
+        for client in stuck.clients:
+            client.stop_reading()
         sender = Sender(near.clients[0], plan, messages)
         with quiet_collector():
             cpu_before = _cpu(install)
@@ -77,6 +87,9 @@ async def latency(install: Install, plan: Plan, progress: Progress) -> Latency:
             took = time.perf_counter() - started
             await until_still(lambda: ledger.deliveries + sender.answered, lambda: ledger.complete and sender.complete)
             cpu = {name: (after - cpu_before[name]) / sender.sent for name, after in _cpu(install).items()}
+        for client in stuck.clients:
+            client.resume_reading()
+        await until_still(lambda: len(stuck.ended), lambda: len(stuck.ended) == plan.stuck, idle_s=STUCK_END_S)
         tally = ledger.tally(sender.sent)
         return Latency(
             sync=install.sync,
@@ -96,10 +109,13 @@ async def latency(install: Install, plan: Plan, progress: Progress) -> Latency:
             duplicated=tally.duplicated,
             out_of_order=tally.out_of_order,
             cpu_us=cpu,
+            stuck=plan.stuck,
+            stuck_ended=len(stuck.ended),
         )
     finally:
         await near.close()
         await far.close()
+        await stuck.close()
 
 
 def _cpu(install: Install) -> dict[str, int]:

@@ -51,10 +51,10 @@ def quiet_collector() -> Iterator[None]:
         gc.enable()
 
 
-async def until_still(count: Callable[[], int], complete: Callable[[], bool]) -> None:
-    """Waits until all is there, or ``count`` has not moved for :data:`IDLE_MAX_S`."""
+async def until_still(count: Callable[[], int], complete: Callable[[], bool], *, idle_s: float = IDLE_MAX_S) -> None:
+    """Waits until all is there, or ``count`` has not moved for ``idle_s``."""
     before, still_since = count(), time.perf_counter()
-    while not complete() and time.perf_counter() - still_since < IDLE_MAX_S:
+    while not complete() and time.perf_counter() - still_since < idle_s:
         await asyncio.sleep(0.02)
         if count() != before:
             before, still_since = count(), time.perf_counter()

@@ -102,7 +102,8 @@ def _fanout_title(one: Fanout) -> str:
 
 
 def _latency_title(one: Latency) -> str:
-    to = f"{one.receivers} receivers on another gateway"
+    beside = f" beside {one.stuck} who never read" if one.stuck else ""
+    to = f"{one.receivers} receivers on another gateway{beside}"
     return f"latency: {one.rate:,}/s of {one.argument_bytes} bytes to {to}, fsync {one.sync}"
 
 
@@ -137,6 +138,7 @@ def _latency(one: Latency) -> list[Line]:
         Line("answered, p50", _figure(one.answered_p50_ms, "ms")),
         Line("answered, p99", _figure(one.answered_p99_ms, "ms")),
         _none("refused", one.refused, one.first_refusal),
+        *([Line("cut off for not reading", f"{one.stuck_ended}")] if one.stuck else []),
         *_exactly_once(one.lost, one.duplicated, one.out_of_order),
         *(Line(f"CPU per invocation, {name}", _figure(cpu, "µs")) for name, cpu in one.cpu_us.items()),
     ]
