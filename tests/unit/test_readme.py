@@ -33,7 +33,8 @@ def errors_table() -> str:
     lines = ["| code | status | retryable | hint |", "|---|---|---|---|"]
     for code, error in sorted(every_error().items()):
         hint = error.hint.replace("|", "\\|")
-        lines.append(f"| `{code}` | {POLICIES[code].status} | {'yes' if error.retryable else ''} | {hint} |")
+        linked = f"[`{code}`](troubleshooting.md#{code})"
+        lines.append(f"| {linked} | {POLICIES[code].status} | {'yes' if error.retryable else ''} | {hint} |")
     return "\n".join(lines) + "\n"
 
 

@@ -13,7 +13,7 @@ from service.log.jetstream.replies import ApiError
 WRONG_LAST_SEQUENCE = 10071
 BATCH_HAS_DUPLICATE = 10201
 BATCH_INCOMPLETE = 10176
-STORE_FAILED = 10077
+FULL = {10077, 10002, 10023}  # a limit of the stream, of the account, of the server
 TOO_LARGE = 10054
 SUBJECT_IN_FLIGHT, ID_IN_FLIGHT = 10164, 10158
 NOT_NOW = {10008, 10167, 10210, SUBJECT_IN_FLIGHT, ID_IN_FLIGHT}  # nothing stored; the same again, a little later
@@ -40,7 +40,7 @@ def header_block(event: NewEvent, extra: str = "") -> bytes:
 
 def failure(code: int, error: ApiError) -> HublogError:
     """What a refusal that repeating does not mend means to the caller. Unknown codes are never success."""
-    if code == STORE_FAILED:
+    if code in FULL:
         return LogFull(f"JetStream cannot store: {error.description}", err_code=code)
     if code == TOO_LARGE:
         return PayloadTooLarge(error.description, err_code=code)
