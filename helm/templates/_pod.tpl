@@ -61,7 +61,7 @@ command: [python, -m, service]
 
 {{/* Replicas of a role on different zones and machines, per revision. Takes root and component. */}}
 {{- define "hublog.pod.spread" -}}
-{{- with .root.Values.topologySpread }}
+{{- with .root.Values.topologySpread -}}
 topologySpreadConstraints:
   {{- range . }}
   - maxSkew: {{ int .maxSkew }}
@@ -118,7 +118,7 @@ it holds the pause (until proxies have noticed), the drain of the process, and w
 {{- add (int .preStopSeconds) (int .drainSeconds) (include "hublog.leaving.margin" . | int) -}}
 {{- end }}
 {{- define "hublog.leaving.preStop" -}}
-{{- if int .preStopSeconds }}
+{{- if int .preStopSeconds -}}
 lifecycle:
   preStop:
     sleep:
@@ -143,7 +143,7 @@ lifecycle:
 
 {{/* Files of one's own, a CA above all: read-only, from Secrets and ConfigMaps. */}}
 {{- define "hublog.mounts" -}}
-{{- with .files }}
+{{- with .files -}}
 volumeMounts:
   {{- range $i, $file := . }}
   - {name: files-{{ $i }}, mountPath: {{ $file.mountPath | quote }}, readOnly: true}
@@ -152,7 +152,7 @@ volumeMounts:
 {{- end }}
 
 {{- define "hublog.volumes" -}}
-{{- with .files }}
+{{- with .files -}}
 volumes:
   {{- range $i, $file := . }}
   - name: files-{{ $i }}
@@ -182,6 +182,6 @@ initContainers:
       {{- end }}
       {{- include "hublog.env.extra" .values | nindent 6 }}
     resources:
-      {{- toYaml .values.resources | nindent 6 }}
+      {{- toYaml (default dict .values.resources) | nindent 6 }}
     {{- include "hublog.mounts" .values | nindent 4 }}
 {{- end }}

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from service import VERSION
-from tests.servers.chart import CHART, MINIMAL, render, templates, validate
+from tests.servers.chart import CHART, MINIMAL, only, render, templates, validate
 from tests.servers.chart_values import SETS
 
 TEXT = (CHART / "values.yaml").read_text(encoding="utf-8")
@@ -121,6 +121,26 @@ def test_values_of_another_type_are_refused_by_name_wherever_they_are() -> None:
 def test_a_value_that_cannot_be_is_refused_by_name(path: str, value: Any) -> None:
     said = refusal(put({}, path, value))
     assert f"'/{path.replace('.', '/')}" in said or any(repr(key) in said for key in value), said
+
+
+@pytest.mark.parametrize("path", [path for path in objects_of(DEFAULTS) if path and "labels" not in path])
+def test_a_section_that_is_taken_away_is_missed_by_name(path: str) -> None:
+    """``null`` takes a default away. What a template could do without stays allowed."""
+    if path.endswith(("resources", "requests", "limits")) or path == "natscluster":  # whose chart has its own defaults
+        assert render({**MINIMAL, **put({}, path, None)})
+    else:
+        assert f"'{path.rpartition('.')[2]}'" in refusal(put({}, path, None))
+
+
+def test_what_the_command_line_makes_of_numbers_is_taken() -> None:
+    said = helm_python.parse_set_string(
+        "telemetry.otlpEndpoint=http://c:4318,telemetry.traceRatio=0.25,gateway.replicas=12,gateway.maxSurge=50%,"
+        "gateway.drainSeconds=3600,gateway.service.port=65535,podSecurity.runAsUser=1000000001"
+    )
+    gateway = only(render({**MINIMAL, **said}), "Deployment", "gateway")["spec"]
+    assert (gateway["replicas"], gateway["strategy"]["rollingUpdate"]["maxSurge"]) == (12, "50%")
+    assert gateway["template"]["spec"]["securityContext"]["runAsUser"] == 1_000_000_001
+    assert {"name": "HUBLOG_TRACE_RATIO", "value": "0.250000000"} in gateway["template"]["spec"]["containers"][0]["env"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ What runs before the release does: the Job, and what it needs, which goes when a
 day, for its log. Takes root, weight, and more policies of deletion.
 */}}
 {{- define "hublog.migrate.hook" -}}
-{{- if eq .root.Values.migrate.run "hook" }}
+{{- if eq .root.Values.migrate.run "hook" -}}
 annotations:
   helm.sh/hook: pre-install,pre-upgrade
   helm.sh/hook-weight: {{ .weight | quote }}

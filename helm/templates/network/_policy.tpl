@@ -1,6 +1,6 @@
 {{/* Who may, or where to: without peers anybody, anywhere. Takes side (from, to) and peers. */}}
 {{- define "hublog.policy.peers" -}}
-{{- with .peers }}
+{{- with .peers -}}
 {{ $.side }}:
   {{- toYaml . | nindent 2 }}
 {{- end }}
