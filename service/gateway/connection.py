@@ -5,12 +5,9 @@ payloads of text frames, a way to write, and a way to close.
 """
 
 import asyncio
-import math
 import time
-from collections.abc import Mapping
 from typing import Protocol
 
-import msgspec
 import structlog
 
 from events import session
@@ -20,26 +17,26 @@ from events.errors import (
     Hole,
     HublogError,
     Internal,
-    InvalidQuery,
     Kicked,
     LogOverloaded,
     Refused,
     Replaced,
     Restarting,
     SessionExists,
-    SessionNotFound,
     ShuttingDown,
     SlowConsumer,
     TokenExpired,
     Unavailable,
 )
-from events.ids import HubName, SessionId
+from events.ids import SessionId
 from service.delivery.gate import Gate
 from service.delivery.handover import Resumer
 from service.delivery.interest import Receiver
 from service.delivery.outbox import Outbox
 from service.gateway.context import GatewayContext
+from service.gateway.letting_go import detachment, let_go
 from service.gateway.methods import METHODS, invoke
+from service.gateway.peer import Peer
 from service.gateway.resume import Standing, take_over
 from service.gateway.signalr import json_format
 from service.gateway.signalr.framing import text_frame
@@ -59,14 +56,6 @@ from service.sessions.registry import NewSession
 from service.telemetry.tracing import Attributes, Span, within
 
 CALLS_AT_ONCE_MAX = 256  # calls of one connection that are on their way to the log; beyond it we stop reading
-# What ends a connection detaches a resumable session under the same name, but for:
-DETACHING: dict[str, session.Detaching] = {
-    "timeout": "timeout",
-    "slow_consumer": "slow_consumer",
-    "hole": "hole",
-    "shutdown": "draining",
-    "node_lost": "node_lost",
-}
 CLOSINGS_MAX = 30_000  # sessions that wait to be closed, as while NATS is away; beyond it nobody new is taken
 
 _log = structlog.get_logger(__name__)
@@ -81,34 +70,6 @@ class Wire(Protocol):
     def close(self) -> None:
         """Close politely, behind what was written. Returns at once."""
         ...
-
-
-class WireOptions(msgspec.Struct, frozen=True):
-    """How a client wants to be served. ``kind``: 0 plain, 1 positions as a last argument, 2 as ``hub.cursor`` notices.
-
-    ``token`` and ``cursor``: which session it wants to go on with, and what of it it has. ``traceparent``: of the
-    request, unchecked.
-    """
-
-    resumable: bool = False
-    kind: int = 0
-    token: str | None = None
-    cursor: str = ""
-    traceparent: str | None = None
-
-
-class Peer(msgspec.Struct, frozen=True):
-    """Who connects, as the request says, and how it wants to be served.
-
-    ``until_s``: when that ends to be so, wall clock time in seconds; the connection then ends as well.
-    """
-
-    hub: HubName
-    connection: str
-    user: str | None = None
-    metadata: msgspec.Raw = msgspec.Raw(b"null")
-    wire: WireOptions = WireOptions()
-    until_s: float = math.inf
 
 
 class Connection:
@@ -336,12 +297,12 @@ class Connection:
         taken = await take_over(self.context, manager, receiver, token, cursor, self.peer.user)
         if self._ended:  # meanwhile; what was taken over must wait for its client again
             self.context.dispatcher(self.peer.hub).interest.release(receiver)
-            self.context.closings.start(self._let_go(manager, receiver.session, "transport_error"))
+            self._let_go(manager, receiver.session, "transport_error")
             return taken.resumer
         if self.receiver is not None:
             self.context.dispatcher(self.peer.hub).interest.release(self.receiver)
             self.context.coordinator.forget_session(self, self.session_id)
-            self.context.closings.start(self._let_go(manager, self.session_id, "superseded"))
+            self._let_go(manager, self.session_id, "superseded")
         self.receiver, self.session_id, self.manager = receiver, receiver.session, manager
         self.standing, self.gate = taken.standing, taken.resumer.gate
         self.context.counters.resumed += 1
@@ -476,39 +437,20 @@ class Connection:
         if self.receiver is not None and self.receiver.hub is not None:
             self.context.dispatcher(self.peer.hub).interest.release(self.receiver)
         if self.manager is not None:
-            self.context.closings.start(self._let_go(self.manager, self.session_id, self._reason))
+            self._let_go(self.manager, self.session_id, self._reason)
         self.context.coordinator.move(self, "detached" if self._detaches(self._reason) else "closed")
 
     def _detaches(self, reason: session.Closing | None) -> bool:
         """Whether a session that ends here for this reason goes on waiting; a Close by its client ends any session."""
         return self.resumable and reason not in {None, "client", "superseded"}
 
-    async def _let_go(self, manager: Manager, session_id: SessionId, reason: session.Closing | None) -> None:
-        """Append that a session has ended here, until the log answers; only while this connection holds it."""
-        try:
-            if reason is None:
-                return  # it is closed, or somebody else's
-            if self._detaches(reason):
-                await manager.sessions.detach(session_id, self._detachment(reason))
-            else:
-                await manager.sessions.unregister(
-                    session_id, reason, actor="system:gateway", connection=self.id, insist=True
-                )
-        except SessionNotFound:
-            pass  # never opened: the append was refused
-        except HublogError as error:  # damaged beyond what waiting can mend
-            _log.error("session.not_closed", session_id=session_id, code=error.code)
-        except Exception:  # noqa: BLE001  a defect; the process goes on
-            _log.exception("session.not_closed", session_id=session_id)
-        finally:
-            manager.local.forget(session_id)
-            self.context.counters.closed += 1
-
-    def _detachment(self, reason: session.Closing) -> session.Detach:
-        silent_us = int((time.monotonic() - self.machine.last_received_s) * 1e6)
-        return session.Detach(
-            self.id, DETACHING.get(reason, "transport_error"), self.context.author.now_us() - silent_us, self._rewind
-        )
+    def _let_go(self, manager: Manager, session_id: SessionId, reason: session.Closing | None) -> None:
+        """The session has ended here: have it appended, by a task that outlives this connection."""
+        detach = None
+        if reason is not None and self._detaches(reason):
+            silent_us = int((time.monotonic() - self.machine.last_received_s) * 1e6)
+            detach = detachment(self.id, reason, self.context.author.now_us() - silent_us, self._rewind)
+        self.context.closings.start(let_go(self.context, manager, session_id, self.id, reason, detach))
 
     def _slow(self) -> None:
         """The client does not read. A Close would wait behind everything else: the connection is cut instead."""
@@ -528,15 +470,3 @@ class Connection:
         _log.warning("connection.hole", session_id=self.session_id, sequence=sequence)
         self._rewind = sequence - 1
         self.end(Hole("a message can no longer be delivered in order"), "hole", allow_reconnect=True)
-
-
-def wire_options(query: Mapping[str, str], traceparent: str | None = None) -> WireOptions:
-    """What a client asks for when connecting. Raises: InvalidQuery."""
-    asked = query.get("resumable", "0")
-    kind = {"0": 0, "false": 0, "": 1, "1": 1, "true": 1, "notice": 2}.get(asked)
-    if kind is None:
-        raise InvalidQuery(f"resumable is {asked[:32]!r}, not 1 or notice")
-    token = query.get("resume")
-    if token is not None and kind == 0:
-        raise InvalidQuery("resume goes with resumable=1 or resumable=notice")
-    return WireOptions(kind > 0, kind, token, query.get("cursor", ""), traceparent)

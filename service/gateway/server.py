@@ -35,8 +35,8 @@ from service.access.claims import METADATA_BYTES_MAX, Claims
 from service.access.door import Door, may_connect
 from service.gateway import negotiate, tokens
 from service.gateway.arrivals import Arrivals
-from service.gateway.connection import Peer, WireOptions, wire_options
 from service.gateway.context import GatewayContext
+from service.gateway.peer import Peer, WireOptions, wire_options
 from service.gateway.transports import websocket
 
 TICK_S = 1.0

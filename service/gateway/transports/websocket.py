@@ -9,8 +9,9 @@ import asyncio
 from aiohttp import WSMsgType, web
 
 from events.errors import BadMessage, MessageTooLarge
-from service.gateway.connection import Connection, Peer
+from service.gateway.connection import Connection
 from service.gateway.context import GatewayContext
+from service.gateway.peer import Peer
 
 CLOSE_TIMEOUT_S = 2.0  # how long a closing client may take to agree
 # A frame may hold several messages; the machine bounds each, this bounds what aiohttp collects for it.
