@@ -101,6 +101,7 @@ def test_metrics_that_are_named_are_exported(name: str) -> None:
 def test_settings_that_are_named_are_read(name: str) -> None:
     named = set(re.findall(r"\bHUBLOG_[A-Z_]+\b(?!…|\*)", DOCUMENTS[name].read_text(encoding="utf-8")))
     named = {one for one in named if not one.endswith("_")}
+    named -= set(re.findall(r"\$\{(HUBLOG_[A-Z_]+)", (ROOT / "compose.yaml").read_text(encoding="utf-8")))
     assert named - {variable.name for variable in variables().values()} - OF_CLIENTS == set()
 
 

@@ -1,4 +1,4 @@
-"""What the README and docs/errors.md list is what the code has: routes, methods, selectors, codes."""
+"""What docs/api.md, docs/clients.md and docs/errors.md list is what the code has: routes, methods, selectors, codes."""
 
 import re
 from pathlib import Path
@@ -11,21 +11,22 @@ from service.gateway.methods import METHODS
 from service.problems import POLICIES
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+CLIENTS = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
 
 
-def test_the_readme_has_every_route() -> None:
-    listed = re.findall(r"^\| `((?:GET|POST|PUT|DELETE) [^`]+)` \|", README, re.MULTILINE)
+def test_the_documents_have_every_route() -> None:
+    listed = re.findall(r"^\| `((?:GET|POST|PUT|DELETE) [^`]+)` \|", API, re.MULTILINE)
     assert sorted(listed) == sorted(f"{route.method} {route.path}" for route in make_table().routes)
 
 
-def test_the_readme_has_every_method() -> None:
-    listed = re.findall(r"^\| `(hub\.\w+)\(", README, re.MULTILINE)
+def test_the_documents_have_every_method() -> None:
+    listed = re.findall(r"^\| `(hub\.\w+)\(", CLIENTS, re.MULTILINE)
     assert sorted(listed) == sorted([*METHODS._by_name, "hub.invoke"])
 
 
-def test_the_readme_has_every_selector() -> None:
-    listed = re.findall(r'^\| `\{to: "(\w+)"', README, re.MULTILINE)
+def test_the_documents_have_every_selector() -> None:
+    listed = re.findall(r'^\| `\{to: "(\w+)"', CLIENTS, re.MULTILINE)
     assert sorted(listed) == sorted(kind.__struct_config__.tag for kind in get_args(Selector))
 
 
