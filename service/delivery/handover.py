@@ -112,6 +112,10 @@ class Handover:
                     _log.warning("resume.waits", hub=hub, sessions=len(resumers), code=error.code)
                     self._waiting.setdefault(hub, []).extend(resumers)
                     await asyncio.sleep(RETRY_S)
+                except Exception:  # noqa: BLE001  a defect: nobody may be left waiting in silence for what never comes
+                    _log.exception("resume.failed", hub=hub, sessions=len(resumers))
+                    for one in resumers:
+                        self._dispatcher.hole(one.receiver, one.cursor + 1)
         finally:
             self._serving.discard(hub)
 

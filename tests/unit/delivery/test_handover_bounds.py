@@ -39,6 +39,10 @@ class Unread(asyncio.WriteTransport):
         del self.waiting[:count]
 
 
+def _no_hole(sequence: int) -> None:
+    raise AssertionError(f"nothing was missed at {sequence}")
+
+
 class Away(World):
     """A session that was opened on another node, and comes back on this one."""
 
@@ -64,8 +68,8 @@ class Away(World):
         for _ in range(count):
             self.calls += store_call(self.log, self.author, selector.Client(ME), None, self.calls + 1)
 
-    def comes_back(self) -> Resumer:
-        receiver = Receiver(ME, "new", None, self.outbox, lambda *_: None, pytest.fail)
+    def comes_back(self, on_hole: Callable[[int], None] = _no_hole) -> Resumer:
+        receiver = Receiver(ME, "new", None, self.outbox, lambda *_: None, on_hole)
         gate = Gate(receiver)
         self.dispatcher.interest.expect(SUBJECTS, receiver, 1)
         before = self.state
@@ -132,5 +136,24 @@ async def test_it_reads_no_further_than_its_pages(monkeypatch: pytest.MonkeyPatc
     await world.look(resumer, 300)
     # Half an outbox and two pages of a quarter each, in pieces of a hundred.
     assert 0 < len(set(taken)) <= 200
+    services.cancel()
+    await asyncio.gather(services, return_exceptions=True)
+
+
+async def test_a_defect_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch):
+    world = Away(lambda: pytest.fail("nobody is slow"))
+    world.called(3)
+    services = asyncio.ensure_future(repair.run(world.dispatcher))
+    await turns(2)
+    told: list[int] = []
+
+    async def broken(_partition: int) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(world.log, "first_sequence", broken)
+    resumer = world.comes_back(told.append)
+    await world.look(resumer, 50)
+    assert told == [2], "it begins again behind its cursor"
+    assert not resumer.gate.is_open
     services.cancel()
     await asyncio.gather(services, return_exceptions=True)
