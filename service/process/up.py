@@ -58,6 +58,11 @@ async def run(settings: Settings, *, gateways: int, restart: bool, console: Cons
 
     Raises: Misconfigured when something cannot be started; nothing is left behind then.
     """
+    if settings.nats_url is None and settings.nats_replicas > 1:
+        raise Misconfigured(
+            f"HUBLOG_NATS_REPLICAS is {settings.nats_replicas}, but `up` starts one NATS server: unset it, or set "
+            "HUBLOG_NATS_URL to a cluster"
+        )
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
@@ -99,11 +104,6 @@ async def _serve(settings: Settings, data_dir: DataDir, board: Board, *, gateway
         else:
             external.append(Entry("postgres", 0, None, settings.postgres_dsn.reveal(), None))
         if settings.nats_url is None:
-            if settings.nats_replicas > 1:
-                raise Misconfigured(
-                    f"HUBLOG_NATS_REPLICAS is {settings.nats_replicas}, but `up` starts one NATS server: unset it, or "
-                    "set HUBLOG_NATS_URL to a cluster"
-                )
             nats = NatsServer(
                 data_dir.nats,
                 log_file=data_dir.log_file("nats"),
