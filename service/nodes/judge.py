@@ -16,7 +16,7 @@ import psycopg
 import structlog
 
 from events import node, subjects
-from events.envelope import NewEvent
+from events.envelope import NewEvent, Recorded
 from events.errors import HublogError
 from events.ids import EventId
 from projections.read.sweeping import Life
@@ -45,6 +45,8 @@ class Leases(Protocol):
     def connected(self) -> bool: ...
 
     def observe(self, on_disconnected: Callable[[], None], on_connected: Callable[[], None]) -> None: ...
+
+    async def last(self, subject: str) -> Recorded | None: ...
 
     async def lease_put(self, key: str, value: bytes) -> int: ...
 
@@ -176,7 +178,9 @@ class Judge:
         """
         began_s = self._clock()
         async with asyncio.timeout(GAP_MAX_S):
-            # While nobody leads the bucket, nobody can renew, and any replica still reads: to write is the proof.
+            # A renewal asks the log, then writes to the bucket. While either has no leader nobody can renew, and any
+            # replica still shows the old renewals: to have done the same is the proof that others could.
+            await self._leases.last(subjects.node(WITNESS))
             await self._leases.lease_put(WITNESS, b"")
             found = await self._leases.lease_all()
         ended_s = self._clock()

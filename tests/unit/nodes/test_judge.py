@@ -1,5 +1,7 @@
 """The judge on a log in memory: who is called lost, how often, and who is not."""
 
+import pytest
+
 from events import codec, node, subjects
 from events.errors import LogUnavailable
 from projections.fold import fold
@@ -213,20 +215,21 @@ async def test_a_lease_that_nobody_can_read_does_not_stop_the_judge() -> None:
     assert {lost.node for lost in await world.lost()} == {"gw", "alive"}
 
 
-async def test_time_in_which_nobody_could_renew_does_not_count(monkeypatch) -> None:
-    """The bucket has no leader for a while: every replica still reads, and no node can write."""
+@pytest.mark.parametrize("what", ["lease_put", "last"])
+async def test_time_in_which_nobody_could_renew_does_not_count(what: str, monkeypatch) -> None:
+    """The bucket, or the log that a renewal asks first, has no leader: every replica still reads, and no node renews."""
     world = World()
     alive = await world.start("alive")
     await world.watch(2, alive)
-    put = world.log.lease_put
-    monkeypatch.setattr(world.log, "lease_put", leaderless)
+    well = getattr(world.log, what)
+    monkeypatch.setattr(world.log, what, leaderless)
     await world.watch(9)
-    monkeypatch.setattr(world.log, "lease_put", put)
+    monkeypatch.setattr(world.log, what, well)
     await world.watch(3)
     assert await world.lost() == [], "12 s without a renewal, of which 9 could have had none"
     await world.watch(8)
     assert [lost.node for lost in await world.lost()] == ["alive"]
 
 
-async def leaderless(_key: str, _value: bytes) -> int:
+async def leaderless(*_: object) -> int:
     raise LogUnavailable("nobody leads")
