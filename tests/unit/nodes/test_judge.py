@@ -217,7 +217,7 @@ async def test_a_lease_that_nobody_can_read_does_not_stop_the_judge() -> None:
 
 @pytest.mark.parametrize("what", ["lease_put", "last"])
 async def test_time_in_which_nobody_could_renew_does_not_count(what: str, monkeypatch) -> None:
-    """The bucket, or the log that a renewal asks first, has no leader: every replica still reads, and no node renews."""
+    """The bucket, or the log that a renewal asks first, has no leader: every replica still reads, nobody renews."""
     world = World()
     alive = await world.start("alive")
     await world.watch(2, alive)
