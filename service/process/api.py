@@ -13,7 +13,7 @@ from service.api.server import Dispatcher, make_runner
 from service.log.author import Author
 from service.nodes.lease import LastRenewals
 from service.process.access import make_door, measure_door
-from service.process.health import NatsHealth, measure_circuits
+from service.process.health import NatsHealth, circuits, measure_circuits
 from service.process.lifecycle import begin, operable
 from service.process.managers import global_view, manager_factory
 from service.process.measuring import measure_errors, measure_log
@@ -49,7 +49,13 @@ async def run(settings: Settings) -> None:
         checks = {**nats.checks(), **postgres.checks(), "staleness": postgres.staleness}
         async with (
             operable(
-                settings, "api", INSTANCE, offset=ADMIN_OFFSET_API, told_to_stop=told_to_stop, checks=checks
+                settings,
+                "api",
+                INSTANCE,
+                offset=ADMIN_OFFSET_API,
+                told_to_stop=told_to_stop,
+                checks=checks,
+                details=lambda: {**circuits(nats.breaker, postgres.breaker), **postgres.details()},
             ) as metrics,
             _watching(renewals, nats.job, postgres.job),
             listening(runner, settings.host, settings.api_port, setting="HUBLOG_API_PORT"),

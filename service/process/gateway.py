@@ -24,7 +24,7 @@ from service.nodes.lease import Lease
 from service.process.access import make_door, measure_door
 from service.process.canary import make_canary, measure_canary
 from service.process.gateway_measures import measure_gateway
-from service.process.health import NatsHealth, measure_circuits
+from service.process.health import NatsHealth, circuits, measure_circuits
 from service.process.lifecycle import begin, operable
 from service.process.managers import global_view, manager_factory
 from service.process.measuring import measure_log
@@ -92,7 +92,7 @@ async def run(settings: Settings, index: int) -> None:
                 offset=index,
                 told_to_stop=told_to_stop,
                 checks=checks,
-                details=lambda: {"canary": canary.shown()},
+                details=lambda: {**circuits(nats.breaker), "canary": canary.shown()},
             ) as metrics,
             _rounds(dispatchers, lease, server, settings.nats_grace_s, nats.job, canary.run),
             listening(server.runner(), settings.host, port, setting="HUBLOG_GATEWAY_PORT"),

@@ -36,6 +36,11 @@ class NatsHealth:
         return None if why is None else f"connected to NATS (HUBLOG_NATS_URL), but {why}"
 
 
+def circuits(*breakers: Breaker) -> dict[str, object]:
+    """For ``/readyz``: each by its state."""
+    return {"circuits": {one.name: one.state for one in breakers}}
+
+
 def measure_circuits(metrics: Metrics, *breakers: Breaker) -> None:
     """Numbers that are kept anyway, made readable."""
     labels = [(one, {"circuit": one.name}) for one in breakers]

@@ -56,6 +56,11 @@ class PostgresHealth:
             return None
         return f"the read models are {behind_s:.0f} s old, more than {self._stale_after_s:g} s (HUBLOG_STALE_AFTER)"
 
+    def details(self) -> dict[str, object]:
+        """What the last answer said, for people."""
+        behind_s = None if self.behind_s is None else round(self.behind_s, 1)
+        return {"schema": self._revision, "readModelsAgeS": behind_s}
+
     async def probe(self) -> None:
         """Raises: ReadModelUnavailable."""
         asking = asyncio.create_task(self._ask())

@@ -7,7 +7,7 @@ from projections.read import ReadModel
 from projections.runner import Projector
 from service.admin import Check
 from service.process.batches import Batches
-from service.process.health import NatsHealth, measure_circuits
+from service.process.health import NatsHealth, circuits, measure_circuits
 from service.process.lifecycle import begin, operable
 from service.process.measuring import measure_log
 from service.process.parts import the_log
@@ -53,6 +53,7 @@ async def run(settings: Settings) -> None:
                 offset=ADMIN_OFFSET_PROJECTOR,
                 told_to_stop=told_to_stop,
                 checks=checks,
+                details=lambda: {**circuits(nats.breaker, postgres.breaker), **postgres.details()},
             ) as metrics,
         ):
             _measure(metrics, projectors, batches)

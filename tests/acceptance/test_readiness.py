@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+import migrations
 from service.up.nats_server import NatsServer
 from service.up.postgres import PostgresServer
 from tests.servers.health import number, readiness, wait_ready
@@ -120,8 +121,12 @@ async def _all_green(served: Up) -> None:
 
 
 async def test_each_is_ready_and_says_what_it_looked_at(served: Up) -> None:
-    looked_at = {}
+    looked_at, told = {}, {}
     for role in ROLES:
+        status, _ = await _get(served, role, "/livez")
+        assert status == 200
+        told[role] = json.loads((await _get(served, role, "/readyz"))[1])
+        assert told[role]["pid"] == served.entry(role).pid
         ready, checks = await readiness(served.entry(role).admin_url)
         assert ready, checks
         assert set(checks.values()) == {"ok"}
@@ -130,13 +135,33 @@ async def test_each_is_ready_and_says_what_it_looked_at(served: Up) -> None:
     assert looked_at["api"] == {"nats", "postgres", "schema", "staleness", "draining"}
     assert looked_at["projector"] >= {"nats", "postgres", "schema", "partition 0", "leases", "sweeper", "draining"}
 
+    assert told["gateway"]["circuits"] == {"nats": "closed"}
+    for role in ("api", "projector"):
+        assert told[role]["circuits"] == {"nats": "closed", "postgres": "closed"}
+        assert told[role]["schema"] == migrations.head()
+    await _reflected(served)
+
+
+async def _get(served: Up, role: str, path: str) -> tuple[int, str]:
+    async with aiohttp.ClientSession() as session, session.get(f"{served.entry(role).admin_url}{path}") as answer:
+        return answer.status, await answer.text()
+
+
+async def _reflected(served: Up) -> None:
+    """The api tells how old its read models are, once there are any."""
+    async with asyncio.timeout(20):
+        while True:
+            found = json.loads((await _get(served, "api", "/readyz"))[1])["readModelsAgeS"]
+            if found is not None and found < 5:
+                return
+            await asyncio.sleep(POLL_S)
+
 
 async def test_a_canary_goes_the_whole_way_and_leaves_no_trace(served: Up, api: Api, hub: str) -> None:
     admin = served.entry("gateway").admin_url
-    async with asyncio.timeout(20), aiohttp.ClientSession() as session:
+    async with asyncio.timeout(20):
         while True:
-            async with session.get(f"{admin}/readyz") as answer:
-                found = (await answer.json())["canary"]
+            found = json.loads((await _get(served, "gateway", "/readyz"))[1])["canary"]
             if found and "projectMs" in found[0]:
                 break
             await asyncio.sleep(POLL_S)
