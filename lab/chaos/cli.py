@@ -84,7 +84,7 @@ def chaos(
     """Break an installation while it works, and check that nobody lost anything."""
     if context.invoked_subcommand is not None:
         return
-    kinds = _kinds(faults)
+    kinds = kinds_named(faults)
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}: none of {', '.join(KINDS)}", param_hint="--faults")
@@ -116,7 +116,7 @@ def chaos(
     _show(options.folder, _run(options), as_json)
 
 
-def _kinds(faults: str) -> tuple[str, ...]:
+def kinds_named(faults: str) -> tuple[str, ...]:
     """``a,b*3`` is a, b, b, b."""
     kinds: list[str] = []
     for part in (part.strip() for part in faults.split(",")):

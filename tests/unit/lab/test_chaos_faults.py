@@ -4,11 +4,17 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 
 import pytest
+import typer
 
-from lab.chaos.faults import KINDS, LASTING_S, Planned, schedule
+from lab.chaos.cli import kinds_named
+from lab.chaos.faults import KINDS, LASTING_S, OF_CLUSTER, OF_ONE_NATS, Planned, possible, schedule
 from lab.chaos.proxy import FaultProxy
+from lab.chaos.site import Site
+from lab.install import Install
+from lab.nats_cluster import NatsCluster
 
 PATIENCE_S = 5.0
 
@@ -35,6 +41,29 @@ async def test_every_kind_comes_once_in_each_round() -> None:
     for one in planned:
         shortest, longest = LASTING_S.get(one.kind, (0.0, 0.0))
         assert shortest <= one.seconds <= longest
+
+
+def site(tmp_path: Path, *, cluster: bool) -> Site:
+    made = Site(Install([], "relaxed", str(tmp_path)), "", tmp_path / "processes.json", own=True)
+    made.cluster = NatsCluster(tmp_path, size=3, proxied=True, advertise=False) if cluster else None
+    return made
+
+
+def test_a_cluster_has_leaders_to_kill_instead_of_one_server(tmp_path: Path) -> None:
+    alone, several = (set(possible(site(tmp_path, cluster=cluster), ())) for cluster in (False, True))
+    assert several - alone == set(OF_CLUSTER)
+    assert alone - several == set(OF_ONE_NATS)
+
+
+async def test_a_fault_may_be_named_several_times_in_a_round(tmp_path: Path) -> None:
+    asked = kinds_named("kill-leader*3, wipe-node")
+    assert asked == ("kill-leader", "kill-leader", "kill-leader", "wipe-node")
+    allowed = possible(site(tmp_path, cluster=True), asked)
+    async with aclosing(schedule(1, allowed)) as planned:
+        first_round = [(await anext(planned)).kind for _ in allowed]
+    assert sorted(first_round) == sorted(asked)
+    with pytest.raises(typer.BadParameter, match="how often"):
+        kinds_named("kill-leader*many")
 
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
