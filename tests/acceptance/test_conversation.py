@@ -1,9 +1,11 @@
 """A conversation through two gateways, with the stock JavaScript client: what each one received, line by line, what
-each call answered, what the API tells of it, and what the log holds.
+each call answered, what the API tells of it, and what the log holds. And what ``hublog probe`` says of all this.
 """
 
+import asyncio
 import json
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +15,13 @@ from tests.servers.processes import until
 from tests.servers.questions import Api
 from tests.servers.raw_signalr import HANDSHAKE, RawClient
 from tests.servers.stock import CallError, StockClient, StockClients, fence
+from tests.servers.up import Up
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Cast = Mapping[str, StockClient]
 EVERYONE = ("ann", "phone", "bob", "cyd", "dan")
+STEPS = ["connect", "join", "send", "send while away", "resume", "ask", "leave"]
 MEMBERS = {"red": ("ann", "bob"), "blue": ("bob", "cyd", "phone"), "Grün & 緑": ("dan",)}
 
 
@@ -523,3 +527,35 @@ async def test_a_stock_client_resumes_where_it_was(clients: StockClients, gatewa
     assert (await ann.call({"to": "client", "session": first["sessionId"]}, "two"))["outcome"] == "sent"
     await until(lambda: heir.said() == ["one", "two"], what="both, once")
     await fence(ann, ann)
+
+
+async def probe(*arguments: str) -> tuple[int, dict[str, Any]]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "service", "probe", "--json", "--timeout", "20", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    written, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, json.loads(written)
+
+
+async def test_the_probe_succeeds_on_a_sound_install(served: Up, gateways: tuple[str, str], hub: str) -> None:
+    api = served.entry("api").url or ""
+    code, report = await probe("--gateway", gateways[0], "--gateway", gateways[1], "--api", api, "--hub", hub)
+    assert (code, report["failed"], report["why"]) == (0, None, None)
+    assert [step["name"] for step in report["steps"]] == STEPS
+    found = {step["name"]: step["found"] for step in report["steps"]}
+    assert found["resume"].startswith(f"on {gateways[1]}, with what was missed at ")
+    assert found["leave"] == "the session is closed"
+
+
+async def test_the_probe_names_the_step_that_fails(served: Up, gateways: tuple[str, str], hub: str) -> None:
+    api = served.entry("api").url or ""
+    (code, swapped), (_, alone) = await asyncio.gather(
+        probe("--gateway", api, "--api", api, "--hub", hub),
+        probe("--gateway", gateways[0], "--api", "http://127.0.0.1:9", "--hub", hub),
+    )
+    assert (code, swapped["failed"]) == (1, "connect")
+    assert swapped["why"].startswith("negotiate answered 404")
+    assert alone["failed"] == "send while away"
+    assert [step["name"] for step in alone["steps"]] == STEPS[:3]

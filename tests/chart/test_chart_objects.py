@@ -267,3 +267,18 @@ def test_a_nats_of_its_own(with_nats: Path) -> None:
 
 def test_it_stays_away_where_it_is_not_wanted(with_nats: Path) -> None:
     assert {it["kind"] for it in render(chart=with_nats)} == {it["kind"] for it in render()}
+
+
+def test_keys_that_were_made_once_are_found_again(tmp_path: Path) -> None:
+    """With a cluster's answer in place of the look-up, as there is none here: what exists stays, the rest is made."""
+    copied = tmp_path / "helm"
+    shutil.copytree(CHART, copied)
+    template = copied / "templates" / "keys.yaml"
+    asked = 'lookup "v1" "Secret" .Release.Namespace $name'
+    assert template.read_text().count(asked) == 1
+    template.write_text(template.read_text().replace(asked, '(dict "data" (dict "secrets" "a2VwdA=="))'))
+    secret = only(render(chart=copied), "Secret")
+    assert secret["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert secret["data"]["secrets"] == "a2VwdA=="
+    assert len(secret["data"]["jwt-key"]) == 60
+    assert not of(render(EVERYTHING), "Secret")
