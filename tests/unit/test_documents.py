@@ -9,6 +9,7 @@ import pytest
 
 from events.errors import every_error
 from events.session import Closing, Detaching
+from service.cli import app
 from service.settings import OF_CLIENTS, variables
 from service.telemetry.catalogue import CATALOGUE
 
@@ -154,3 +155,20 @@ def test_every_promise_names_what_shows_it() -> None:
         one for one in promises if not one.startswith("**Limit:**") and not re.search(r"Shown by\s+`tests/", one)
     ]
     assert unshown == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_commands_that_are_named_exist(name: str) -> None:
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    text = DOCUMENTS[name].read_text(encoding="utf-8")
+    named = re.findall(r"(?:`|^|/|m )(?:hublog|service) ([a-z]+)\b", text, re.MULTILINE)
+    prose = {"is"}  # "hublog is up", "hublog is a session service"
+    assert sorted(set(named) - known - prose) == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_tables_have_as_many_cells_as_their_heads(name: str) -> None:
+    text = DOCUMENTS[name].read_text(encoding="utf-8")
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        cells = [len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()]
+        assert len(set(cells)) == 1, f"{table[:200]}: a | within a cell is written \\|"
