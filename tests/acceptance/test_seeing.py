@@ -268,7 +268,7 @@ async def test_numbers_move_with_what_happens(served: Up, gateways: tuple[str, s
     assert grown(1, "hublog_resume_missed_messages_sum") == 2
     assert grown(1, 'hublog_limits_hit_total{limit="too_many_groups"}') == 1
     assert grown(1, 'hublog_errors_total{code="too_many_groups"}') == 1
-    assert after[1]["hublog_connections"] == 1
+    assert after[1]["hublog_connections"] >= 1
     assert after[1]["hublog_outbox_largest_bytes"] <= after[1]["hublog_outbox_bytes"] + 1
     assert projector['hublog_projection_delay_seconds_count{partition="0"}'] > 0
     assert projector['hublog_stream_bytes{partition="0"}'] > 0
