@@ -18,7 +18,10 @@ from tests.servers.chart_values import EVERYTHING, GITOPS, SECRETS, SETS
 Objects = list[dict[str, Any]]
 OFFICIAL = {
     "Chart.yaml": "apiVersion: v2\nname: nats\nversion: 1.3.0\n",
-    "templates/_helpers.tpl": '{{- define "nats.fullname" }}{{ .Release.Name }}-nats{{ end }}',
+    "templates/_helpers.tpl": (
+        '{{- define "nats.fullname" }}'
+        '{{- default (printf "%s-%s" .Release.Name .Chart.Name) .Values.fullnameOverride }}{{ end }}'
+    ),
     "templates/stand-in.yaml": "kind: StandIn\nvalues: {{ .Values | toJson }}\n",
 }
 """In place of the official chart, which tests do not fetch: what we take from it, and what it is given."""
@@ -241,7 +244,7 @@ def with_nats(tmp_path: Path) -> Path:
 
 
 def test_a_nats_of_its_own(with_nats: Path) -> None:
-    values = {
+    values: dict[str, Any] = {
         "postgres": {"existingSecret": "postgres"},
         "migrate": {"run": "job"},
         "natscluster": {"enabled": True, "nats": {"config": {"jetstream": {"fileStore": {"pvc": {"size": "99Gi"}}}}}},
@@ -253,13 +256,14 @@ def test_a_nats_of_its_own(with_nats: Path) -> None:
     assert given["config"]["jetstream"]["merge"] == {"sync_interval": "always"}
     assert given["container"]["image"]["tag"] in (CHART.parent / "compose.yaml").read_text(encoding="utf-8")
     assert given["reloader"]["merge"] == given["container"]["merge"]
-    urls = {
-        environment(container, SECRETS, objects=[])["HUBLOG_NATS_URL"]
-        for owner in objects
-        if owner["kind"] == "Job"
-        for _, container in containers(owner)
-    }
-    assert urls == {"nats://hublog-nats:4222"}
+
+    def url(rendered: Objects) -> str:
+        ((_, migrate),) = containers(only([it for it in rendered if "metadata" in it], "Job"))
+        return environment(migrate, SECRETS)["HUBLOG_NATS_URL"]
+
+    assert url(objects) == "nats://hublog-nats:4222"
+    values["natscluster"]["nats"]["fullnameOverride"] = "log"
+    assert url(render(values, chart=with_nats)) == "nats://log:4222"
     policy = next(it for it in of(objects, "NetworkPolicy") if it["metadata"]["name"] == "hublog-nats")
     clients = policy["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
     assert all(selects(clients, labels) for labels, _ in pods([it for it in objects if "metadata" in it]).values())

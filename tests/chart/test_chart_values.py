@@ -14,6 +14,7 @@ import yaml
 from service import VERSION
 from tests.servers.chart import CHART, MINIMAL, only, render, templates, validate
 from tests.servers.chart_values import SETS
+from tests.servers.kubernetes import OLDEST
 
 TEXT = (CHART / "values.yaml").read_text(encoding="utf-8")
 DEFAULTS: dict[str, Any] = yaml.safe_load(TEXT)
@@ -237,6 +238,7 @@ def test_every_value_is_described() -> None:
 def test_the_chart_is_of_this_release() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == chart["version"] == VERSION
+    assert chart["kubeVersion"] == f">={OLDEST}.0-0", "the oldest that the tests check against"
 
 
 def test_helm_finds_nothing_to_complain_of() -> None:
