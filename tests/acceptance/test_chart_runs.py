@@ -14,8 +14,9 @@ import pytest
 import pytest_asyncio
 
 from lab.nats_cluster import nats_cluster
+from service import VERSION
 from service.up.postgres import PostgresServer
-from tests.servers.chart import containers, environment, only, render
+from tests.servers.chart import containers, environment, only, pod_spec, render
 from tests.servers.containers import Network
 from tests.servers.image import Stage
 from tests.servers.pods import Pod, Service
@@ -127,6 +128,20 @@ async def test_it_is_everything_and_all_of_it_became_ready(release: Release) -> 
     assert makers == {("Job", "hublog-migrate"), *deployments, ("Pod", "hublog-probe")}
     assert all(pod.ready for role in ROLES for pod in release.of(role))
     assert len(release.of("gateway")) > 1
+
+
+async def test_it_runs_the_image_as_that_is_made(release: Release, image: Stage) -> None:
+    ports = set()
+    for owner in release.objects:
+        spec = pod_spec(owner)
+        for _, container in containers(owner):
+            assert container["command"] == image.entrypoint
+            assert container["image"] == f"hublog:{VERSION}"
+            ports |= {port["containerPort"] for port in container.get("ports", [])}
+        if spec is not None:
+            security = spec["securityContext"]
+            assert f"{security['runAsUser']}:{security['runAsGroup']}" == image.user
+    assert ports == set(image.ports)
 
 
 async def test_helm_test_succeeds_and_comes_to_both_gateways(release: Release, services: dict[str, Service]) -> None:

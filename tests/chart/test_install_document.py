@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from service import VERSION
 from tests.servers.chart import containers, environment, only, render
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs/install.md").read_text()
@@ -28,6 +29,7 @@ def objects() -> list[dict[str, Any]]:
 def test_its_values_render_with_the_secrets_and_the_image_that_it_makes(objects: list[dict[str, Any]]) -> None:
     assert len(SECRETS) == 2
     pushed = re.findall(r"^docker push (\S+)$", KUBERNETES, re.MULTILINE)
+    assert pushed == [f"registry.example.com/hublog:{VERSION}"]
     for owner in objects:
         for _, container in containers(owner):
             assert [container["image"]] == pushed
