@@ -1,11 +1,13 @@
 """How objects fit each other: sums that add up, selectors that select, ports that are there, policies that let pass."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import helm_python
 import pytest
 import yaml
 
@@ -286,3 +288,31 @@ def test_keys_that_were_made_once_are_found_again(tmp_path: Path) -> None:
     assert secret["data"]["secrets"] == "a2VwdA=="
     assert len(secret["data"]["jwt-key"]) == 60
     assert not of(render(EVERYTHING), "Secret")
+
+
+def test_the_commands_and_names_of_the_readme(with_nats: Path) -> None:
+    text = (CHART / "README.md").read_text(encoding="utf-8").partition("## Values")[0]
+    installs = re.findall(r"^helm install (\S+) ./helm(.*)$", text, re.MULTILINE)
+    assert len(installs) == 2
+    for release, options in installs:
+        values: dict[str, Any] = {}
+        for expression in re.findall(r"--set (\S+)", options):
+            merge(values, helm_python.parse_set_string(expression))
+        assert only(
+            [it for it in render(values, name=release, chart=with_nats) if "metadata" in it], "Deployment", "gateway"
+        )
+    with helm_python.Chart.load(CHART) as chart:
+        defaults = chart.values
+    for name in re.findall(r"`([a-z][A-Za-z]+(?:\.[a-zA-Z]+)+)[`:=]", text):
+        found: Any = defaults
+        for key in name.split("."):
+            assert key in found, name
+            found = found[key]
+
+
+def merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, Mapping):
+            merge(into.setdefault(key, {}), value)
+        else:
+            into[key] = value
