@@ -31,18 +31,19 @@ app.kubernetes.io/component: {{ . }}
 {{- end }}
 {{- end }}
 
+{{/* Takes root, component, and more labels, which go over those of all objects. */}}
 {{- define "hublog.labels" -}}
 {{ include "hublog.selector" . }}
 app.kubernetes.io/version: {{ default .root.Chart.AppVersion .root.Values.image.tag | trunc 63 | quote }}
 app.kubernetes.io/part-of: hublog
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | quote }}
-{{- with .root.Values.labels }}
+{{- with mergeOverwrite dict (default dict .root.Values.labels) (default dict .more) }}
 {{ toYaml . }}
 {{- end }}
 {{- end }}
 
-{{/* name, namespace and labels of an object. Takes root, component, and what the name ends in. */}}
+{{/* name, namespace and labels of an object. Takes root, component, what the name ends in, and more labels. */}}
 {{- define "hublog.metadata" -}}
 name: {{ include "hublog.fullname" .root }}{{ with .suffix }}-{{ . }}{{ end }}
 namespace: {{ .root.Release.Namespace }}

@@ -77,13 +77,10 @@ topologySpreadConstraints:
 
 {{- define "hublog.pod.metadata" -}}
 labels:
-  {{- include "hublog.labels" . | nindent 2 }}
+  {{- include "hublog.labels" (merge (dict "more" .values.podLabels) .) | nindent 2 }}
   {{- if .scraped }}
   hublog/scraped: "true"
   {{- end }}
-{{- with .values.podLabels }}
-  {{- toYaml . | nindent 2 }}
-{{- end }}
 {{- with .values.podAnnotations }}
 annotations:
   {{- toYaml . | nindent 2 }}

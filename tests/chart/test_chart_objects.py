@@ -222,6 +222,8 @@ def test_what_is_scraped_is_what_there_is() -> None:
     assert services[0]["spec"]["publishNotReadyAddresses"] is True
     assert [it["port"] for it in monitor["endpoints"]] == [port["name"] for port in services[0]["spec"]["ports"]]
     assert only(objects, "ServiceMonitor")["metadata"]["labels"]["release"] == "prometheus"
+    assert only(objects, "Deployment", "gateway")["metadata"]["labels"]["team"] == "all"
+    assert {labels["team"] for labels, _ in pods(objects).values()} == {"edge"}, "what is nearer wins"
 
 
 def test_alerts_and_dashboard_arrive_as_they_are_written() -> None:

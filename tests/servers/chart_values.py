@@ -74,7 +74,7 @@ LEAST: dict[str, Any] = {
 
 EVERYTHING: dict[str, Any] = {
     "nameOverride": "hub",
-    "labels": {"example.com/owner": "edge"},
+    "labels": {"example.com/owner": "edge", "team": "all", "release": "none"},
     "logLevel": "debug",
     "allowedOrigins": ["https://app.example.com", "https://other.example.com"],
     "image": {
