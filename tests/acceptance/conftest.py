@@ -1,7 +1,8 @@
 """One ``hublog up`` per test file, with the settings that the file names in ``SETTINGS``; and one image for all."""
 
+import tempfile
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,8 @@ async def clients() -> AsyncIterator[StockClients]:
 
 
 @pytest.fixture(scope="session")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    """What the Dockerfile makes; some 20 s, most of it pip's."""
-    return follow(Path(__file__).resolve().parents[2] / "Dockerfile", tmp_path_factory.mktemp("image"))
+def image() -> Iterator[Stage]:
+    """What the Dockerfile makes; some 20 s, most of it pip's. Any user can reach it, and it is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="hublog-image-") as folder:
+        Path(folder).chmod(0o755)
+        yield follow(Path(__file__).resolve().parents[2] / "Dockerfile", Path(folder))

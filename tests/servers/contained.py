@@ -8,6 +8,7 @@ was opened before, like the log that output goes to, are left alone. It refuses 
     python -I -S contained.py PARENT_PID UID PROGRAM ARGUMENT…
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -55,10 +56,12 @@ def become(libc: ctypes.CDLL, uid: int) -> None:
     """Be ``uid``, which nobody knows. As root of a namespace or of the machine: lose every capability by it."""
     real_uid, real_gid = os.geteuid(), os.getegid()
     if libc.unshare(CLONE_NEWUSER) == 0:
-        # Denying setgroups is what lets an id map be written without privilege in the parent namespace.
-        Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
-        Path("/proc/self/uid_map").write_text(f"{uid} {real_uid} 1", encoding="ascii")
-        Path("/proc/self/gid_map").write_text(f"{uid} {real_gid} 1", encoding="ascii")
+        # Some kernels let an ordinary user make a namespace, and no map for it: then we are nobody, which is as good.
+        with contextlib.suppress(PermissionError):
+            # Denying setgroups is what lets an id map be written without privilege in the parent namespace.
+            Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
+            Path("/proc/self/uid_map").write_text(f"{uid} {real_uid} 1", encoding="ascii")
+            Path("/proc/self/gid_map").write_text(f"{uid} {real_gid} 1", encoding="ascii")
     elif real_uid == 0:
         os.setgroups([])
         os.setgid(uid)
