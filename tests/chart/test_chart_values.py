@@ -109,6 +109,7 @@ def test_values_of_another_type_are_refused_by_name_wherever_they_are() -> None:
         ("gateway.files", [{"mountPath": "/a"}]),
         ("gateway.tolerations", [{"key": "a", "effect": "Sometimes"}]),
         ("gateway.resources", {"limits": {"gpu": "1"}}),
+        ("gateway.affinity", {"podAffinity": {"required": []}}),
         ("gateway.ingress.hosts", ["https://example.com"]),
         ("gateway.httpRoute.parentRefs", [{"gateway": "edge"}]),
         ("networkPolicy.to.nats.ports", []),
@@ -205,11 +206,11 @@ def test_the_schema_has_every_value_and_no_other() -> None:
 
     def compare(node: dict[str, Any], values: dict[str, Any], path: str) -> None:
         properties = resolved(node).get("properties")
-        if properties is None or path in {"gateway.resources", "api.resources", "projector.resources"}:
+        if properties is None:
             return
         assert properties.keys() - {"global"} == values.keys(), path
         for key, inner in properties.items():
-            if key != "global" and isinstance(values[key], dict) and "resources" not in key:
+            if key not in {"global", "resources", "affinity"} and isinstance(values[key], dict):
                 compare(inner, values[key], f"{path}.{key}".lstrip("."))
 
     compare(schema, DEFAULTS, "")
