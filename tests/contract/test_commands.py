@@ -17,26 +17,33 @@ from events.errors import (
     SessionExists,
     SessionNotFound,
 )
+from lab.nats_cluster import NatsCluster
 from service.log import commands
 from service.log.author import Author
 from service.log.commands import CommandRunner, Known, SessionAggregate
 from service.log.memory import MemoryEventLog
 from service.log.port import EventLog
 from service.up.nats_server import NatsServer
+from tests.servers.cluster import REPLICAS, straight_cluster
 from tests.servers.event_logs import Bench, MemoryBench, event, jetstream_bench
 from tests.servers.nats import delete_all_streams
 
+__all__ = ["straight_cluster"]
 OPEN = session.Open(node="n", incarnation="i", connection="c")
 Runner = CommandRunner[session.State, session.Command]
 
 
-@pytest.fixture(params=["memory", "jetstream"])
-async def bench(request: pytest.FixtureRequest, nats_server: NatsServer) -> AsyncIterator[Bench]:
+@pytest.fixture(params=["memory", "jetstream", "cluster"])
+async def bench(
+    request: pytest.FixtureRequest, nats_server: NatsServer, straight_cluster: NatsCluster
+) -> AsyncIterator[Bench]:
     if request.param == "memory":
         yield MemoryBench()
         return
-    await delete_all_streams(nats_server.url)
-    async with jetstream_bench(nats_server.url) as made:
+    several = request.param == "cluster"
+    url = straight_cluster.url_of(0) if several else nats_server.url
+    await delete_all_streams(url)
+    async with jetstream_bench(url, REPLICAS if several else 1) as made:
         yield made
 
 

@@ -8,7 +8,6 @@ from contextlib import aclosing
 from itertools import pairwise
 
 import pytest
-import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,26 +16,22 @@ from events.envelope import Recorded
 from events.errors import Conflict, HublogError, KeyReused, LogRegressed, LogUnavailable, PayloadTooLarge
 from events.ids import HubName, is_epoch
 from events.trace import Traced
-from lab.nats_cluster import NatsCluster, nats_cluster
+from lab.nats_cluster import NatsCluster
 from service.log.memory import matches
 from service.log.port import APPEND_EVENTS_MAX, EventLog, LiveFeed, Stored
 from service.up.nats_server import NatsServer
-from tests.servers.cluster import REPLICAS
+from tests.servers.cluster import REPLICAS, straight_cluster
 from tests.servers.event_logs import PARTITIONS, Bench, MemoryBench, event, jetstream_bench, numbered, until
 from tests.servers.nats import delete_all_streams
 
+__all__ = ["straight_cluster"]
 HELD = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsCluster]:
-    """Three. No node tells clients of the others: a client of the bench has its proxy, and nothing past it."""
-    async with nats_cluster(tmp_path_factory.mktemp("cluster"), advertise=False) as made:
-        yield made
-
-
 @pytest.fixture(params=["memory", "jetstream", "cluster"])
-async def bench(request: pytest.FixtureRequest, nats_server: NatsServer, servers: NatsCluster) -> AsyncIterator[Bench]:
+async def bench(
+    request: pytest.FixtureRequest, nats_server: NatsServer, straight_cluster: NatsCluster
+) -> AsyncIterator[Bench]:
     if request.param == "memory":
         yield MemoryBench()
     elif request.param == "jetstream":
@@ -44,7 +39,7 @@ async def bench(request: pytest.FixtureRequest, nats_server: NatsServer, servers
         async with jetstream_bench(nats_server.url) as made:
             yield made
     else:
-        url = servers.url_of(0)
+        url = straight_cluster.url_of(0)
         await delete_all_streams(url)
         async with jetstream_bench(url, REPLICAS) as made:
             yield made

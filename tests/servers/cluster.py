@@ -23,6 +23,13 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Nat
         yield made
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def straight_cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsCluster]:
+    """Without proxies, for tests on any loop. No node tells clients of the others: they stay behind their proxies."""
+    async with nats_cluster(tmp_path_factory.mktemp("cluster"), advertise=False) as made:
+        yield made
+
+
 @pytest_asyncio.fixture(loop_scope="module")
 async def clean_cluster(cluster: NatsCluster) -> NatsCluster:
     await delete_all_streams(cluster.url_of(0))
