@@ -26,7 +26,11 @@ async def test_migrate_moves_a_log_to_three_replicas_and_nobody_else_does(clean_
         assert (await clean_cluster.ask(f"STREAM.INFO.{name}"))["config"]["num_replicas"] == 1
     with pytest.raises(LogDrifted, match=r"EV_0\.num_replicas is 1, defined 3 \(HUBLOG_NATS_REPLICAS: set it to 1, or"):
         await jetstream_log(url, name="too many", replicas=REPLICAS)
+    running = await jetstream_log(url, name="running meanwhile")
     assert await migrate_log(url, random=os.urandom(3), replicas=REPLICAS) == epoch
+    await running.last_sequence(0)
+    assert running._reader._replicas > 1  # it knows by itself that answers may be late now
+    await running.close()
     for name in ("EV_0", "KV_hublog_leases"):
         assert (await clean_cluster.ask(f"STREAM.INFO.{name}"))["config"]["num_replicas"] == REPLICAS
     with pytest.raises(LogDrifted, match=r"KV_hublog_leases\.num_replicas is 3, defined 1"):

@@ -56,8 +56,13 @@ class _State(msgspec.Struct, frozen=True):
     last_seq: int = 0
 
 
+class _Peer(msgspec.Struct, frozen=True):
+    """Another server that keeps the stream."""
+
+
 class _Cluster(msgspec.Struct, frozen=True):
     leader: str = ""
+    replicas: list[_Peer] = []
 
 
 class StreamSize(msgspec.Struct, frozen=True):
@@ -174,6 +179,8 @@ class Reader:
             raise _refusal(info.error)
         if info.cluster.leader:
             self.on_leader(number, info.cluster.leader)
+        if len(info.cluster.replicas) >= self._replicas:  # `hublog migrate` has moved the stream since we started
+            self._replicas = len(info.cluster.replicas) + 1
         if self._replicas > 1:
             self._no_former_leader(number, info.last)
         return info
