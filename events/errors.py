@@ -380,7 +380,7 @@ class LogDamaged(HublogError):
 
 class LogFull(LogDamaged):
     code = "log_full"
-    hint = "JetStream cannot store: free disk or raise the stream's limits."
+    hint = "NATS has met a limit of its stream, account or server: its log says which; raise it."
 
 
 class LogDrifted(LogDamaged):
