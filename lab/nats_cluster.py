@@ -230,7 +230,8 @@ class NatsCluster:
             meta = (await self._tells(node, "jsz")).get("meta_cluster") or {}
             if meta.get("leader") == node.name:
                 peers = meta.get("replicas") or []
-                return {node.name, *(one["name"] for one in peers if one["current"])} == names
+                well = (one["name"] for one in peers if one["current"] and not one.get("offline"))
+                return {node.name, *well} == names
         return False
 
     async def _healthy(self, node: Node) -> bool:

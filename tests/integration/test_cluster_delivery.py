@@ -5,7 +5,6 @@ for it.
 """
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -20,12 +19,12 @@ from service.delivery.feed import Dispatcher
 from service.delivery.interest import Receiver
 from service.delivery.outbox import Outbox
 from service.log.author import Author
-from service.log.jetstream import JetStreamLog, feed, jetstream_log, migrate_log
+from service.log.jetstream import JetStreamLog, feed, jetstream_log
 from service.nodes.lease import SUSPENDED_AFTER_S, Lease
 from service.sessions.manager import session_manager
 from service.sessions.registry import NewSession
 from service.sessions.router import Call
-from tests.servers.cluster import ON_ONE_LOOP, REPLICAS, clean_cluster, cluster
+from tests.servers.cluster import ON_ONE_LOOP, REPLICAS, clean_cluster, cluster, migrate_cluster
 from tests.servers.delivery import Transport
 from tests.servers.event_logs import until
 
@@ -68,7 +67,7 @@ class Node:
 async def node(clean_cluster: NatsCluster, unique_hub: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Node]:
     monkeypatch.setattr(repair, "TAIL_EVERY_S", 7200.0)
     servers = clean_cluster
-    await migrate_log(servers.url, random=os.urandom(3), replicas=REPLICAS)
+    await migrate_cluster(servers)
     leader = await servers.leader_of("EV_0")
     urls = [servers.url_of(index) for index in range(REPLICAS) if index != leader]
     here = await jetstream_log(urls[0], name="here", replicas=REPLICAS)

@@ -20,7 +20,6 @@ Each test looks at the answers themselves, as they came over the wire, and at wh
 
 import asyncio
 import json
-import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -32,10 +31,10 @@ import pytest_asyncio
 from events.envelope import NewEvent
 from events.errors import Conflict, HublogError, Internal, LogFull
 from lab.nats_cluster import NatsCluster, nats_cluster
-from service.log.jetstream import JetStreamLog, jetstream_log, migrate_log
+from service.log.jetstream import JetStreamLog, jetstream_log
 from service.log.jetstream import append as append_module
 from service.log.port import Stored
-from tests.servers.cluster import ON_ONE_LOOP, REPLICAS
+from tests.servers.cluster import ON_ONE_LOOP, REPLICAS, migrate_cluster
 from tests.servers.event_logs import event, until
 from tests.servers.nats import delete_all_streams
 from tests.servers.proxy import proxy_to
@@ -118,7 +117,7 @@ class Field:
 @pytest_asyncio.fixture(loop_scope="module")
 async def field(cluster: NatsCluster) -> AsyncIterator[Field]:
     await delete_all_streams(cluster.url_of(0))
-    await migrate_log(cluster.url, random=os.urandom(3), replicas=REPLICAS)
+    await migrate_cluster(cluster)
     async with AsyncExitStack() as stack:
         yield Field(cluster, await cluster.leader_of("EV_0"), stack)
     cluster.heal()

@@ -11,7 +11,7 @@ from lab.nats_cluster import NatsCluster
 from service.log.jetstream import jetstream_log, migrate_log
 from service.log.port import Stored
 from service.up.nats_server import NatsServer
-from tests.servers.cluster import ON_ONE_LOOP, REPLICAS, clean_cluster, cluster
+from tests.servers.cluster import ON_ONE_LOOP, REPLICAS, clean_cluster, cluster, migrate_cluster
 from tests.servers.event_logs import event, until
 from tests.servers.nats import delete_all_streams
 
@@ -52,7 +52,7 @@ async def test_more_replicas_than_there_are_servers_is_a_setting_to_correct(
 
 async def test_a_client_goes_on_with_servers_that_it_was_told_of(clean_cluster: NatsCluster) -> None:
     """Of one URL, with its credentials; what the cluster makes known has none."""
-    await migrate_log(clean_cluster.url, random=os.urandom(3), replicas=REPLICAS)
+    await migrate_cluster(clean_cluster)
     log = await jetstream_log(clean_cluster.url_of(1), name="knows one", replicas=REPLICAS)
     await clean_cluster.kill(1)
     await until(lambda: not log.connected)
@@ -65,7 +65,7 @@ async def test_a_client_goes_on_with_servers_that_it_was_told_of(clean_cluster: 
 async def test_a_follower_leaves_a_replica_that_gives_nothing_more(clean_cluster: NatsCluster) -> None:
     """Its consumer lives beside one replica; cut off from the leader, that one says that there is nothing, politely."""
     servers = clean_cluster
-    await migrate_log(servers.url, random=os.urandom(3), replicas=REPLICAS)
+    await migrate_cluster(servers)
     leader = await servers.leader_of("EV_0")
     lagging, other = (node.index for node in servers.nodes if node.index != leader)
     writer = await jetstream_log(servers.url_of(leader), name="writer", replicas=REPLICAS)

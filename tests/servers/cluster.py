@@ -5,15 +5,22 @@ any. Import both into the test module that uses them, and let its tests share a 
 that a node can be cut off, and proxies stand still where their loop does (``pytestmark = ON_ONE_LOOP``).
 """
 
+import asyncio
+import contextlib
+import os
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
+from events.errors import Misconfigured
+from events.ids import Epoch
 from lab.nats_cluster import NatsCluster, nats_cluster
+from service.log.jetstream import migrate_log
 from tests.servers.nats import delete_all_streams
 
 REPLICAS = 3
+WAIT_S = 30.0
 ON_ONE_LOOP = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -32,5 +39,15 @@ async def straight_cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIte
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def clean_cluster(cluster: NatsCluster) -> NatsCluster:
+    await cluster.ready()
     await delete_all_streams(cluster.url_of(0))
     return cluster
+
+
+async def migrate_cluster(cluster: NatsCluster) -> Epoch:
+    """Make the log on all three. A server that was cut off counts as away until it has told of itself again."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            with contextlib.suppress(Misconfigured):
+                return await migrate_log(cluster.url, random=os.urandom(3), replicas=REPLICAS)
+            await asyncio.sleep(0.1)
