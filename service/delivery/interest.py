@@ -16,6 +16,7 @@ from events.subjects import HubSubjects
 from service.delivery.outbox import Outbox
 from service.log.port import LiveFeed, OnMessage, Subscription
 
+DROPPED_MAX = 10_000  # names kept of one hub; beyond, every new group is read from its first join on
 LINGER_S = 10.0  # a subject is heard this long after its last receiver left: people come back
 LEAVERS_MAX = 256  # how many departures a chain remembers, to know who else a late hole concerns
 
@@ -95,10 +96,11 @@ class Chain:
 
     ``last`` is the last sequence really seen on it. A chain without members is not checked for holes. ``covered``: it
     has been heard since before the first of its members began, which was at ``base``. ``expected``: sessions that
-    will be members once their `opened` has come by.
+    will be members once their `opened` has come by. ``asked``: a join was asked for here, and none has come by since.
     """
 
     __slots__ = (
+        "asked",
         "base",
         "covered",
         "expected",
@@ -122,6 +124,7 @@ class Chain:
         self.members = members
         self.known = 0
         self.last = 0
+        self.asked = False
         self.covered = False
         self.base = 0
         self.expected = 0
@@ -151,13 +154,14 @@ class Chain:
 class HubInterest:
     """The chains of one hub on this node. ``receivers`` are the sessions whose ``opened`` has come by."""
 
-    __slots__ = ("chains", "expected", "heard", "receivers", "subjects")
+    __slots__ = ("chains", "dropped", "expected", "heard", "receivers", "subjects")
 
     def __init__(self, subjects: HubSubjects, heard: Callable[[Chain], Subscription]) -> None:
         self.subjects = subjects
         self.heard = heard
         self.chains: dict[str, Chain] = {}
         self.receivers: dict[str, Receiver] = {}
+        self.dropped: set[str] = set()  # groups that were dropped while a join was still to come by
         self.expected = 0  # receivers whose `opened` is on its way: the hub must be heard meanwhile
 
     def group(self, name: str) -> Chain | None:
@@ -178,7 +182,20 @@ class HubInterest:
 
     def expect_group(self, group: str) -> Chain:
         """Hear a group; call before ``joined`` is appended, so that nothing behind it can be missed."""
-        return self.chain("group", group, self.subjects.group(group))
+        chain = self.chain("group", group, self.subjects.group(group))
+        chain.asked = True
+        return chain
+
+    def was_dropped(self, group: str) -> bool:
+        """Whether a join that comes by now may be one that the group was expected for before it was dropped: then it
+        is heard again only since a later join was asked for. Asking forgets it.
+        """
+        if len(self.dropped) > DROPPED_MAX:
+            return True
+        if group not in self.dropped:
+            return False
+        self.dropped.discard(group)
+        return True
 
     @property
     def many(self) -> Chain:
@@ -254,8 +271,9 @@ class Interest:
         """
         hub = receiver.hub
         assert hub is not None
-        expected = own and hub.group(group) is not None
+        expected = own and hub.group(group) is not None and not hub.was_dropped(group)
         chain = hub.expect_group(group)
+        chain.asked = False
         unsure = not chain.covered and not expected
         if not chain.covered:
             chain.covered, chain.base = True, sequence
@@ -320,6 +338,8 @@ class Interest:
 
     def _drop(self, chain: Chain) -> None:
         chain.hub.chains.pop(chain.subject, None)
+        if chain.asked:
+            chain.hub.dropped.add(chain.name)
         if chain.subscription is not None:
             chain.subscription.unsubscribe()
             chain.subscription = None

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from events import selector, session
@@ -153,6 +153,17 @@ def test_nothing_is_missed_when_the_connection_goes_and_comes(actions: list[tupl
 
 @FULL
 @given(HISTORY, BURST)
+@example(  # a group that was expected, dropped as idle, and expected again before the first join had come by
+    actions=[
+        ("open", None),
+        ("join", 0, ["a"], True),
+        ("reap",),
+        ("join and call", 0, "a"),
+        ("leave and call", 0, "a"),
+        ("lose a join", 0, "a"),
+    ],
+    burst=1,
+)
 def test_what_the_feed_drops_is_delivered_in_order_or_said(actions: list[tuple[object, ...]], burst: int) -> None:
     with asyncio.Runner() as runner, in_pieces_of(burst):
         runner.run(play(actions, drops=True))
