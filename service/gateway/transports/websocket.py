@@ -66,11 +66,16 @@ async def serve(request: web.Request, context: GatewayContext, peer: Peer) -> we
         connection.lost()
         context.coordinator.remove(connection)
         await wire.closed()
-        said = socket.exception()
-        if said is not None:
-            # Its frames hold the socket, which holds it: a cycle that only the collector would find.
-            said.with_traceback(None)
+        _forget_frames(socket.exception())
     return socket
+
+
+def _forget_frames(said: BaseException | None) -> None:
+    """What the socket keeps of its end, and what that came from, hold frames, and those the socket: a cycle that only
+    the collector would find."""
+    while said is not None:
+        said.__traceback__ = None
+        said = said.__context__
 
 
 async def _read(socket: web.WebSocketResponse, connection: Connection) -> None:
