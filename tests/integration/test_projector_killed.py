@@ -64,8 +64,10 @@ class World:
 
     async def projected(self) -> None:
         """Until everything in the log is in the rows."""
-        last = await self.log.last_sequence(0)
-        await self._reach(lambda sequence: sequence == last)
+        last = -1
+        while last != (now := await self.log.last_sequence(0)):  # what the load had under way may still be stored
+            last = now
+            await self._reach(lambda sequence, last=last: sequence >= last)
 
     async def expected(self) -> dict[str, object]:
         model = PlainFold()

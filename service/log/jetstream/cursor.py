@@ -58,6 +58,7 @@ class _Pull:
         self.inbox = f"_INBOX.{secrets.token_hex(11)}"
         self.ready: deque[Recorded] = deque()
         self.asked = 0  # messages that open pulls may still bring
+        self.gathering = False  # the open pull is for what is there already, and over in a moment
         self.pending = 0  # events that wait in the stream, as last heard
         self.broken: str | None = None
         self.heard_at = 0.0
@@ -86,6 +87,7 @@ class _Pull:
         """Ask for what is there by now, if for nothing else."""
         if self.broken is None and self.asked == 0:
             self._ask(self.batch_max, GATHERED_EXPIRES_S)
+            self.gathering = True
 
     def _ask(self, batch: int, expires_s: float) -> None:
         request: dict[str, int] = {"batch": batch, "expires": int(expires_s * _NS), "max_bytes": PULL_BYTES_MAX}
@@ -94,6 +96,7 @@ class _Pull:
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.name}"
         self.client.send(subject, self.inbox, msgspec.json.encode(request))
         self.asked += batch
+        self.gathering = False
         self.heard_at = self.clock()
 
     def _on_message(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
@@ -109,7 +112,7 @@ class _Pull:
         self.ready.append(
             Recorded(subject.decode(), int(parts[at]), int(parts[at + 2]) // 1_000, payload, headers or b"")
         )
-        if self.asked == 0 or self.behind:  # else what has gathered is still coming, and is handed on in one piece
+        if not self.gathering or self.asked == 0:  # what has gathered is handed on in one piece
             self.wake.set()
 
     def _status(self, headers: bytes) -> None:

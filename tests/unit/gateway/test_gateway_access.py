@@ -21,6 +21,7 @@ from tests.servers.gateway import SUBJECTS, MakeNode, Node, until
 
 SECRET = b"0123456789abcdef0123456789abcdef"
 KEYS = read_keys("HS256", "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY", setting="KEY")
+DAY_S = 86_400  # some tokens are made while tests are collected, long before they run
 UPGRADE = {
     "Upgrade": "websocket",
     "Connection": "Upgrade",
@@ -30,7 +31,7 @@ UPGRADE = {
 
 
 def token(key: bytes = SECRET, **claims: Any) -> str:
-    return jwt.encode({"sub": "ann", "exp": time.time() + 600, **claims}, key, algorithm="HS256")
+    return jwt.encode({"sub": "ann", "exp": time.time() + DAY_S, **claims}, key, algorithm="HS256")
 
 
 @pytest.fixture
