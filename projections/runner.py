@@ -130,8 +130,8 @@ class Projector:
             application_name=f"hublog projector {self.partition}",
             **KEEPALIVE,
         ) as connection:
-            # What a crash of Postgres takes back, rows and checkpoint together, is projected again: the log is the truth.
-            # To wait for the disk would cost its own writes a sync for each transaction.
+            # What a crash of Postgres takes back, rows and checkpoint together, is projected again: the log is the
+            # truth. To wait for the disk would cost the log, on the same one, the more.
             await connection.execute("SET synchronous_commit = off")
             await connection.execute(f"SET statement_timeout = '{STATEMENT_TIMEOUT_S}s'")
             await connection.execute(f"SET idle_in_transaction_session_timeout = '{IN_TRANSACTION_TIMEOUT_S}s'")
