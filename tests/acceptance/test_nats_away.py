@@ -197,7 +197,7 @@ async def test_for_longer_than_the_grace(
             assert code_of(close) == "shutdown"
         assert not staying.ended
         await nats.restart()
-        await wait_ready(served.entry("gateway", 0).admin_url)
+        await asyncio.gather(*(wait_ready(served.entry("gateway", index).admin_url) for index in range(2)))
         missed = len(heard(staying))
         await until(lambda: len(heard(staying)) > missed + 20, what="traffic again")
 

@@ -36,6 +36,14 @@ class RawClient:
 
     async def __aenter__(self) -> Self:
         self._reader, self.writer = await asyncio.open_connection(*self._address)
+        try:
+            await self._begin()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def _begin(self) -> None:
         host = f"{self._address[0]}:{self._address[1]}"
         self.writer.write(upgrade_request(host, self._path, os.urandom(16)))
         head = split_head(await self._reader.readuntil(b"\r\n\r\n"))
@@ -46,7 +54,6 @@ class RawClient:
         if self._handshake is not None:
             self.send(self._handshake)
             await self.record(containing=b"{}")
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         self.writer.transport.abort()

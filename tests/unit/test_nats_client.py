@@ -137,34 +137,6 @@ async def test_a_callback_that_raises_leaves_the_parser_whole() -> None:
     assert heard == [b"y"]
 
 
-async def test_the_first_of_a_turn_goes_out_at_once_and_the_others_together_behind_it() -> None:
-    class Transport:
-        def __init__(self) -> None:
-            self.written: list[bytes] = []
-
-        def write(self, data: bytes) -> None:
-            self.written.append(data)
-
-        def writelines(self, lines: list[bytes]) -> None:
-            self.written.append(b"".join(lines))
-
-    client, transport = SyncClient(), Transport()
-    client._status = Client.CONNECTED
-    await client._regained()
-    client._transport = transport  # type: ignore[assignment]
-    for payload in (b"1", b"2", b"3"):
-        client.send("a", "", payload)
-    assert transport.written == [b"PUB a  1\r\n1\r\n"]
-    await asyncio.sleep(0)
-    assert transport.written[1:] == [b"PUB a  1\r\n2\r\nPUB a  1\r\n3\r\n"]
-    assert (client._pending, client._pending_data_size) == ([], 0)
-    client.send("a", "", b"4")
-    client.send("a", "", b"5")
-    client._status = Client.RECONNECTING  # what was not written yet is for whoever asked for it to send again
-    await asyncio.sleep(0)
-    assert transport.written[2:] == [b"PUB a  1\r\n4\r\n"]
-
-
 async def test_what_is_written_is_in_the_buffer_in_order_and_gone_with_the_connection() -> None:
     client = SyncClient()
     client._flush_queue = asyncio.Queue()

@@ -80,7 +80,6 @@ class SyncClient(Client):
         self._observers: list[Connection] = []
         self._flushes: set[asyncio.Future[Any]] = set()
         self._kick: asyncio.Future[None] | None = None
-        self._turn_over: asyncio.Handle | None = None
         self._delay_s = RECONNECT_FIRST_S
         self._turn = 0
         self.last_problem: str | None = None
@@ -135,16 +134,6 @@ class SyncClient(Client):
             raise PayloadTooLarge(f"{size} bytes are more than the {self._max_payload} that NATS takes")
 
     def _write(self, command: bytes) -> None:
-        """The first of a turn of the loop goes out at once, what follows in the same turn together at its end."""
-        if self._usable and self._transport is not None:
-            if self._turn_over is None:
-                self._turn_over = asyncio.get_running_loop().call_soon(self._end_turn)
-                if not self._pending:
-                    self._transport.write(command)
-                    return
-            self._pending.append(command)
-            self._pending_data_size += len(command)
-            return
         self._pending.append(command)
         self._pending_data_size += len(command)
         queue = self._flush_queue
@@ -154,13 +143,6 @@ class SyncClient(Client):
                 self._kick = asyncio.get_running_loop().create_future()
                 self._kick.set_result(None)
             queue.put_nowait(self._kick)
-
-    def _end_turn(self) -> None:
-        self._turn_over = None
-        if self._pending and self._usable and self._transport is not None:
-            self._transport.writelines(self._pending)
-            self._pending = []
-            self._pending_data_size = 0
 
     def observe(self, observer: Connection) -> None:
         """``lost`` is called before any message of a later connection, ``regained`` when sending works again."""
