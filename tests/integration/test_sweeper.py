@@ -317,8 +317,7 @@ async def test_nobody_is_lost_because_nats_was_away(fresh_nats: MakeNats, databa
             await nats.kill()
             back_at = time.monotonic() + DOWN_S
             await until(lambda: time.monotonic() > back_at, timeout_s=DOWN_S + 1)
-            assert judge.problem is not None
-            assert judge.age_s > DOWN_S - 5
+            assert judge.age_s > DOWN_S - 5, "it had nothing to look at"
             await nats.restart()
             returned_us = world.author.now_us()
             await until(lambda: all(lease.renewed_us > returned_us for lease in leases))
