@@ -260,12 +260,14 @@ class SyncClient(Client):
         self._delay_s = RECONNECT_FIRST_S
         if self._usable or not self.is_connected:
             return
-        self._usable, self._left = True, None
+        self._usable, self._left, self.last_problem = True, None, None
         self._voice.say("info", "nats.connected", server=self.connected_url.hostname if self.connected_url else None)
         for observer in self._observers:
             observer.regained()
 
     async def _problem(self, exc: Exception) -> None:
+        if isinstance(exc, OSError) and "uthorization" in (self.last_problem or ""):
+            return  # the server has said why it hangs up; that it did, before or behind its words, says no more
         self.last_problem = repr(exc)
 
     def _choose(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server | None, float]:
