@@ -5,35 +5,27 @@ which this command was begun? Reading goes on, and so do repeats of what was sen
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 
-from events.envelope import NewEvent, Recorded
+from events.envelope import NewEvent
 from events.errors import Suspended
-from events.ids import Epoch
+from service.log.over import LogOver
 from service.log.port import Done, EventLog, Stored
 
 # The incarnation under which the command of this task was read from its client; None for what is the node's own doing.
 BEGUN_UNDER: ContextVar[str | None] = ContextVar("begun_under", default=None)
 
 
-class FencedLog:
+class FencedLog(LogOver):
     """An :class:`EventLog` whose writes raise Suspended while ``suspended()``, or when ``incarnation()`` is not the one
     in :data:`BEGUN_UNDER`: a command must not outlive the life of the node that took it, even where it had to wait.
     """
 
     def __init__(self, log: EventLog, suspended: Callable[[], bool], incarnation: Callable[[], str]) -> None:
-        self._log = log
+        super().__init__(log)
         self._suspended = suspended
         self._incarnation = incarnation
-
-    @property
-    def epoch(self) -> Epoch:
-        return self._log.epoch
-
-    @property
-    def partitions(self) -> int:
-        return self._log.partitions
 
     async def append(self, subject: str, events: Sequence[NewEvent], expected: int) -> int:
         self._check()
@@ -48,24 +40,6 @@ class FencedLog:
     async def publish(self, subject: str, event: NewEvent) -> Stored:
         self._check()
         return await self._log.publish(subject, event)
-
-    async def last(self, subject: str) -> Recorded | None:
-        return await self._log.last(subject)
-
-    async def last_many(self, subjects: Iterable[str], up_to: int | None = None) -> dict[str, Recorded]:
-        return await self._log.last_many(subjects, up_to)
-
-    async def last_sequence(self, partition: int) -> int:
-        return await self._log.last_sequence(partition)
-
-    async def first_sequence(self, partition: int) -> int:
-        return await self._log.first_sequence(partition)
-
-    def read(self, subject: str, first: int, last: int) -> AsyncIterator[Recorded]:
-        return self._log.read(subject, first, last)
-
-    def follow(self, partition: int, after: int, *, batch_max: int = 1_000) -> AsyncIterator[list[Recorded]]:
-        return self._log.follow(partition, after, batch_max=batch_max)
 
     def _check(self) -> None:
         if self._refused():

@@ -2,7 +2,7 @@
 
 Owns that one refusal, made before anything is sent, so it always may say that nothing was stored. What was sent before
 the circuit opened keeps its own way to an outcome, and stays unknown where it is. Delivery, leases and repairs do not
-come through here: they have their own patience, and must find NATS again by themselves.
+come through here: they have their own patience, and must find NATS again by themselves; so has following.
 """
 
 import asyncio
@@ -11,25 +11,17 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 from events.envelope import NewEvent, Recorded
 from events.errors import LogUnavailable
-from events.ids import Epoch
 from service.breaker import Breaker
+from service.log.over import LogOver
 from service.log.port import Done, EventLog, Stored
 
 
-class GuardedLog:
+class GuardedLog(LogOver):
     """An :class:`EventLog` whose every question raises LogUnavailable while ``breaker`` is not closed."""
 
     def __init__(self, log: EventLog, breaker: Breaker) -> None:
-        self._log = log
+        super().__init__(log)
         self._breaker = breaker
-
-    @property
-    def epoch(self) -> Epoch:
-        return self._log.epoch
-
-    @property
-    def partitions(self) -> int:
-        return self._log.partitions
 
     async def append(self, subject: str, events: Sequence[NewEvent], expected: int) -> int:
         self._check()
@@ -64,10 +56,6 @@ class GuardedLog:
     def read(self, subject: str, first: int, last: int) -> AsyncIterator[Recorded]:
         self._check()
         return self._log.read(subject, first, last)
-
-    def follow(self, partition: int, after: int, *, batch_max: int = 1_000) -> AsyncIterator[list[Recorded]]:
-        # It waits for the log by itself, for ever.
-        return self._log.follow(partition, after, batch_max=batch_max)
 
     def _check(self) -> None:
         if not self._breaker.admits():
