@@ -137,6 +137,49 @@ async def test_a_callback_that_raises_leaves_the_parser_whole() -> None:
     assert heard == [b"y"]
 
 
+class Socket:
+    """What the client writes to, and what it says once it is closed, as uvloop's does."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.closed = False
+
+    def writelines(self, lines: list[bytes]) -> None:
+        if self.closed:
+            raise RuntimeError("unable to perform operation on a closed TCPTransport; the handler is closed")
+        self.written.append(b"".join(lines))
+
+
+async def test_the_first_of_a_turn_goes_out_at_once_and_the_others_together_behind_it() -> None:
+    client, socket = SyncClient(), Socket()
+    client._status = Client.CONNECTED
+    await client._regained()
+    client._transport = socket  # type: ignore[assignment]
+    for payload in (b"1", b"2", b"3"):
+        client.send("a", "", payload)
+    assert socket.written == [b"PUB a  1\r\n1\r\n"]
+    await asyncio.sleep(0)
+    assert socket.written[1:] == [b"PUB a  1\r\n2\r\nPUB a  1\r\n3\r\n"]
+    assert (client._pending, client._pending_data_size) == ([], 0)
+    client.send("a", "", b"4")
+    client.send("a", "", b"5")
+    client._status = Client.RECONNECTING  # what was not written yet is for whoever asked for it to send again
+    await asyncio.sleep(0)
+    assert socket.written[2:] == [b"PUB a  1\r\n4\r\n"]
+
+
+async def test_what_goes_to_a_socket_that_was_just_closed_is_lost_without_a_word() -> None:
+    client, socket = SyncClient(), Socket()
+    client._status = Client.CONNECTED
+    await client._regained()
+    client._transport = socket  # type: ignore[assignment]
+    socket.closed = True
+    client.send("a", "", b"1")
+    client.send("a", "", b"2")
+    await asyncio.sleep(0)
+    assert (socket.written, client._pending, client._pending_data_size) == ([], [], 0)
+
+
 async def test_what_is_written_is_in_the_buffer_in_order_and_gone_with_the_connection() -> None:
     client = SyncClient()
     client._flush_queue = asyncio.Queue()

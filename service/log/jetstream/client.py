@@ -1,15 +1,16 @@
 """One connection to NATS: nats-py underneath, with a synchronous way in and out.
 
 Owns the connection's life (for ever reconnecting, with back-off and jitter), the order of what is written, and the
-dispatch of what arrives: a message of a subscription made by :meth:`SyncClient.listen` is handed to its callback from
-inside the parser, with no task, queue or header dictionary in between, and in the order of the wire across all
-subjects. What :meth:`SyncClient.send` and ``listen`` write goes into the buffer of the connection before they return;
-nothing is buffered while there is no connection. Knows nothing of streams and events.
+dispatch of what arrives: a message of a subscription made by :meth:`SyncClient.listen` is handed to its callback where
+it arrives (``intake``), with no task, queue or header dictionary in between, and in the order of the wire across all
+subjects. What :meth:`SyncClient.send` and ``listen`` write has gone out or is in the buffer of the connection when they
+return; nothing is buffered while there is no connection. Knows nothing of streams and events.
 
 Everything of nats-py that this relies on is listed in ``tests/unit/test_nats_client.py``, which fails when it changes.
 """
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
@@ -18,8 +19,10 @@ from urllib.parse import urlsplit
 import structlog
 from nats import errors as nats_errors
 from nats.aio.client import Client, Server, Srv
+from nats.aio.transport import TcpTransport
 
 from events.errors import LogUnavailable, PayloadTooLarge
+from service.log.jetstream.intake import Intake, OnRaw, hand_over
 from service.voice import Voice
 
 CONNECT_TIMEOUT_S = 2
@@ -30,9 +33,6 @@ RECONNECT_FIRST_S = 0.05  # doubled up to the maximum, each with full jitter
 RECONNECT_MAX_S = 2.0
 
 log = structlog.get_logger(__name__)
-
-# subject, reply (empty if none), payload, raw header block (None if none)
-OnRaw = Callable[[bytes, bytes, bytes, bytes | None], None]
 
 
 class Listening:
@@ -80,6 +80,7 @@ class SyncClient(Client):
         self._observers: list[Connection] = []
         self._flushes: set[asyncio.Future[Any]] = set()
         self._kick: asyncio.Future[None] | None = None
+        self._turn_over: asyncio.Handle | None = None
         self._delay_s = RECONNECT_FIRST_S
         self._turn = 0
         self.last_problem: str | None = None
@@ -134,6 +135,16 @@ class SyncClient(Client):
             raise PayloadTooLarge(f"{size} bytes are more than the {self._max_payload} that NATS takes")
 
     def _write(self, command: bytes) -> None:
+        """The first of a turn of the loop goes out at once, what follows in the same turn together at its end."""
+        if self._usable and self._transport is not None:
+            if self._turn_over is None:
+                self._turn_over = asyncio.get_running_loop().call_soon(self._end_turn)
+                if not self._pending:
+                    self._put_out([command])
+                    return
+            self._pending.append(command)
+            self._pending_data_size += len(command)
+            return
         self._pending.append(command)
         self._pending_data_size += len(command)
         queue = self._flush_queue
@@ -143,6 +154,20 @@ class SyncClient(Client):
                 self._kick = asyncio.get_running_loop().create_future()
                 self._kick.set_result(None)
             queue.put_nowait(self._kick)
+
+    def _end_turn(self) -> None:
+        self._turn_over = None
+        if self._pending and self._usable:
+            pending, self._pending = self._pending, []
+            self._pending_data_size = 0
+            self._put_out(pending)
+
+    def _put_out(self, commands: list[bytes]) -> None:
+        """On a socket that has just been closed it goes nowhere, as if it had been lost on the way: the reading side
+        is about to say so, and whoever waits for an answer hears of it then."""
+        assert self._transport is not None
+        with contextlib.suppress(RuntimeError):  # uvloop's way to say that it is closed
+            self._transport.writelines(commands)
 
     def observe(self, observer: Connection) -> None:
         """``lost`` is called before any message of a later connection, ``regained`` when sending works again."""
@@ -179,10 +204,7 @@ class SyncClient(Client):
         if type(found) is not Listening:
             await super()._process_msg(sid, subject, reply, data, headers)
             return
-        try:
-            found.callback(subject, reply, data, headers)
-        except Exception:
-            log.exception("nats.callback_failed", subject=subject.decode(errors="replace"))
+        hand_over(found, subject, reply, data, headers)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001, FBT002 — the shape of nats-py
         await super()._process_info(info, initial_connection)
@@ -213,6 +235,9 @@ class SyncClient(Client):
         await self._process_op_err(nats_errors.Error(f"nats: {err_msg}"))
 
     async def _read_loop(self) -> None:
+        transport = self._transport
+        if isinstance(transport, TcpTransport) and transport._io_reader is not None:  # noqa: SLF001
+            Intake(transport._io_reader, self._ps, self._subs, Listening, lambda: self.is_connected).begin()  # noqa: SLF001
         await super()._read_loop()
         task = asyncio.current_task()
         if task is self._reading_task and task is not None and not task.cancelling() and self.is_connected:
