@@ -20,9 +20,10 @@ from service.breaker import Breaker, keep
 PROBE_TIMEOUT_S = 1.0
 CONNECT_TIMEOUT_S = 2  # libpq takes no less
 
+# A checkpoint that was only just made is as of 1970: nothing was projected yet, so nothing is late.
 _LOOK: LiteralString = """
 SELECT (SELECT array_agg(version_num::text) FROM alembic_version),
-       (SELECT extract(epoch FROM max(now() - as_of))::float8 FROM checkpoints)"""
+       (SELECT extract(epoch FROM max(now() - as_of))::float8 FROM checkpoints WHERE as_of > to_timestamp(0))"""
 
 
 class PostgresHealth:
