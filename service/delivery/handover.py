@@ -292,15 +292,19 @@ class Handover:
 
 
 class _Audiences:
-    """Whom an invocation may concern among some resumers, before ``events.audience`` is asked."""
+    """Whom an invocation may concern among some resumers, before ``events.audience`` is asked.
+
+    A session may be here twice, when it resumed again before its former connection was let go: each has a page of its
+    own, and only one of them is read.
+    """
 
     def __init__(self, resumers: Sequence[Resumer]) -> None:
         self._everybody = resumers
-        self._sessions: dict[str, Resumer] = {}
+        self._sessions: dict[str, list[Resumer]] = {}
         self._users: dict[str, list[Resumer]] = {}
         self._groups: dict[str, dict[str, Resumer]] = {}
         for one in resumers:
-            self._sessions[one.receiver.session] = one
+            self._sessions.setdefault(one.receiver.session, []).append(one)
             if one.receiver.user is not None:
                 self._users.setdefault(one.receiver.user, []).append(one)
             if one.life is not None:
@@ -317,7 +321,7 @@ class _Audiences:
         name = call.subject.name or ""
         match call.subject.kind:
             case "inbox":
-                return [self._sessions[name]] if name in self._sessions else []
+                return self._sessions.get(name, [])
             case "group":
                 return self._groups.get(name, {}).values()
             case "user":
@@ -327,7 +331,7 @@ class _Audiences:
 
     def _enter(self, one: Resumer, groups: Iterable[str]) -> None:
         for group in groups:
-            self._groups.setdefault(group, {})[one.receiver.session] = one
+            self._groups.setdefault(group, {})[one.receiver.connection] = one
 
 
 def _life(session_id: str, state: session.State) -> audience.Life:

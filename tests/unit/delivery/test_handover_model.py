@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from unittest.mock import patch
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from events import audience, codec, invocation, selector, session, subjects
@@ -281,7 +281,20 @@ async def settled(world: World) -> None:
 FULL = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 
 
+# A session that resumes on a node on which it already does, before that one has heard of it.
+TWICE_AT_ONCE: list[tuple[object, ...]] = [
+    ("open", None, 0),
+    ("join and settle", 0, "a"),
+    ("group", "a"),
+    ("everybody moves", 1),
+    ("resume", 0, 0),
+    ("everybody moves", 1),
+    ("cut",),
+]
+
+
 @FULL
+@example(TWICE_AT_ONCE, 8, history.PIECE_EVENTS, handover.READ_WHOLE_MAX)
 @given(
     st.lists(ACTION, min_size=8, max_size=60),
     # Pages and gates that hold one frame at most; pieces of a few events; a log that is read by subject.
