@@ -1,7 +1,7 @@
 """One client's connection: the protocol machine on one side, its session on the other.
 
-Owns the order of a connection's calls and how the connection ends. Knows no WebSocket: the transport gives it the
-payloads of text frames, a way to write, and a way to close.
+Owns what a frame leads to and how the connection ends. Knows no WebSocket: the transport gives it the payloads of text
+frames, a way to write, and a way to close.
 """
 
 import asyncio
@@ -33,9 +33,9 @@ from service.delivery.gate import Gate
 from service.delivery.handover import Resumer
 from service.delivery.interest import Receiver
 from service.delivery.outbox import Outbox
+from service.gateway.calls import INVOKE, Calls
 from service.gateway.context import GatewayContext
 from service.gateway.letting_go import detachment, let_go
-from service.gateway.methods import METHODS, invoke
 from service.gateway.peer import Peer
 from service.gateway.resume import Standing, take_over
 from service.gateway.signalr import json_format
@@ -53,9 +53,8 @@ from service.log.commands import Known
 from service.log.fenced import BEGUN_UNDER
 from service.sessions.manager import Manager
 from service.sessions.registry import NewSession
-from service.telemetry.tracing import Attributes, Span, within
+from service.telemetry.tracing import Attributes, within
 
-CALLS_AT_ONCE_MAX = 256  # calls of one connection that are on their way to the log; beyond it we stop reading
 CLOSINGS_MAX = 30_000  # sessions that wait to be closed, as while NATS is away; beyond it nobody new is taken
 
 _log = structlog.get_logger(__name__)
@@ -77,13 +76,12 @@ class Connection:
 
     __slots__ = (
         "_busy",
-        "_calls",
         "_ended",
-        "_idle",
         "_reason",
         "_rewind",
         "_until_s",
         "_wire",
+        "calls",
         "context",
         "gate",
         "id",
@@ -102,6 +100,7 @@ class Connection:
         self.peer = peer
         self.id = peer.connection
         self.machine = HubMachine(time.monotonic(), context.limits)
+        self.calls = Calls()
         self.outbox = Outbox(wire.transport, context.outbox_bytes_max, self._slow)
         self.manager: Manager | None = None
         self.receiver: Receiver | None = None
@@ -109,8 +108,6 @@ class Connection:
         self.written_seen = 0
         self._wire = wire
         self._busy = False
-        self._calls = 0
-        self._idle: asyncio.Event | None = None
         self._ended = False
         self._reason: session.Closing | None = "transport_error"
         self._rewind: int | None = None
@@ -128,11 +125,25 @@ class Connection:
 
     # ---------------------------------------------------------------- what comes in
 
+    def receive_at_once(self, payload: bytes) -> bytes | None:
+        """The payload of one text frame, while :meth:`receive` is at work on none and none waits for it. Hot path.
+
+        Returns what is left for :meth:`receive`: nothing where it was a ``hub.invoke`` that is on its way now.
+        """
+        if self._ended or not self.calls.have_room:
+            return payload
+        call = self.machine.lone_call(payload, INVOKE, time.monotonic())
+        if call is None:
+            return payload
+        BEGUN_UNDER.set(self.context.incarnation)
+        return None if self.calls.invoke(self, call) else b""
+
     async def receive(self, payload: bytes) -> None:
         """The payload of one text frame. What it asks for is done, in order, when this returns; invokes may go on."""
         self._busy = True
         BEGUN_UNDER.set(self.context.incarnation)
         try:
+            await self.calls.settle()
             for incoming in self.machine.receive(payload, time.monotonic()):
                 await self._handle(incoming)
                 if self._ended:
@@ -142,10 +153,7 @@ class Connection:
 
     async def _handle(self, incoming: Incoming) -> None:
         if isinstance(incoming, InvocationReceived):
-            if incoming.traceparent is not None or self.context.tracing.due():
-                await self._call_traced(incoming)
-            else:
-                await self._call(incoming, None)
+            await self.calls.take(self, incoming)
         elif isinstance(incoming, Refusal):
             self.context.counters.refused += 1
             self.context.counters.told(incoming.error)
@@ -159,44 +167,7 @@ class Connection:
         elif isinstance(incoming, CloseReceived):
             self._end("client")
 
-    async def _call_traced(self, call: InvocationReceived) -> None:
-        name = METHODS.known(call.target)
-        span = self.context.tracing.command(name, call.traceparent, self._attributes())
-        if span is None:
-            await self._call(call, None)
-            return
-        with within(span):
-            await self._call(call, span)
-
-    async def _call(self, call: InvocationReceived, span: Span | None) -> None:
-        """``hub.invoke`` goes out at once and is answered by the log; any other method waits for those before it.
-
-        A ``span`` ends with the answer.
-        """
-        try:
-            if call.target == "hub.invoke":
-                if self._calls >= CALLS_AT_ONCE_MAX:
-                    await self._calls_below(CALLS_AT_ONCE_MAX)
-                await invoke.submit(self, call, span)
-                return
-            method = METHODS.find(call.target)
-            await self._calls_below(1)
-            result = await method(self, call.arguments)
-        except HublogError as error:
-            self.answer_error(call.invocation_id, error)
-            if span is not None:
-                span.end(error.code)
-        except Exception as exc:  # noqa: BLE001  a defect in one method stays with its caller
-            _log.exception("method.failed", target=call.target[:64], session_id=self.session_id)
-            self.answer_error(call.invocation_id, Internal(f"{call.target[:64]} failed: {type(exc).__name__}"))
-            if span is not None:
-                span.end(Internal.code)
-        else:
-            self.answer(call.invocation_id, result)
-            if span is not None:
-                span.end()
-
-    def _attributes(self) -> Attributes:
+    def attributes(self) -> Attributes:
         return {"hublog.hub": self.peer.hub, "hublog.session": self.session_id, "hublog.connection": self.id}
 
     # ---------------------------------------------------------------- answers
@@ -213,19 +184,10 @@ class Connection:
             self.outbox.write(text_frame(json_format.completion_error(invocation_id, error.wire())))
 
     def call_started(self) -> None:
-        """A call is on its way to the log."""
-        self._calls += 1
+        self.calls.started()
 
     def call_answered(self) -> None:
-        self._calls -= 1
-        if self._idle is not None:
-            self._idle.set()
-
-    async def _calls_below(self, limit: int) -> None:
-        while self._calls >= limit:
-            self._idle = asyncio.Event()
-            await self._idle.wait()
-            self._idle = None
+        self.calls.answered()
 
     # ---------------------------------------------------------------- the session
 
@@ -233,7 +195,7 @@ class Connection:
         """The request that connected may belong to a trace; the session's beginning does then, and what follows not."""
         tracing, traceparent = self.context.tracing, self.peer.wire.traceparent
         if traceparent is not None or tracing.due():
-            span = tracing.command("session.open", traceparent, self._attributes())
+            span = tracing.command("session.open", traceparent, self.attributes())
             if span is not None:
                 with within(span):
                     await self._open()

@@ -4,6 +4,8 @@ Arguments stay the bytes that the client sent. The call is on its way to the log
 answered from the acknowledgement; calls of one connection keep their order.
 """
 
+from collections.abc import Awaitable
+
 import msgspec
 
 from events.errors import HublogError, InvalidArguments, InvalidOption, InvalidSelector
@@ -30,10 +32,10 @@ _arguments = msgspec.json.Decoder(_Arguments)
 _encode = msgspec.json.Encoder().encode
 
 
-async def submit(caller: Caller, call: InvocationReceived, span: Span | None = None) -> None:
-    """Send the call on its way; wait only for what its order needs. ``span`` ends with its answer.
+def submit(caller: Caller, call: InvocationReceived, span: Span | None = None) -> Awaitable[None] | None:
+    """Send the call on its way. ``span`` ends with its answer.
 
-    Raises: HublogError where nothing was sent.
+    Returns None, or what must be awaited before the next call is taken. Raises: HublogError where nothing was sent.
     """
     asked = _read(call.arguments)
     manager = caller.manager
@@ -62,12 +64,10 @@ async def submit(caller: Caller, call: InvocationReceived, span: Span | None = N
     )
     caller.call_started()
     try:
-        first = manager.router.submit(request, answer)
+        return manager.router.submit(request, answer)
     except Exception:
         caller.call_answered()
         raise
-    if first is not None:
-        await first
 
 
 def _tell(span: Span, outcome: Outcome | HublogError) -> None:

@@ -14,7 +14,14 @@ import msgspec
 from events.errors import ClientTimeout, HandshakeTimeout, HublogError, MessageTooLarge
 from service.gateway.signalr import json_format
 from service.gateway.signalr.json_format import HANDSHAKE_OK, PING, RECORD_SEPARATOR, RefusedCall
-from service.gateway.signalr.messages import CloseReceived, HandshakeReceived, Incoming, PingDue, Refusal
+from service.gateway.signalr.messages import (
+    CloseReceived,
+    HandshakeReceived,
+    Incoming,
+    InvocationReceived,
+    PingDue,
+    Refusal,
+)
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -83,6 +90,27 @@ class HubMachine:
             else:
                 self._read(record, found)
         return found
+
+    def lone_call(self, data: bytes, target: str, now_s: float) -> InvocationReceived | None:
+        """What the payload says, if it is one whole call of ``target`` and nothing else, on an open session.
+
+        None: nothing has happened, and :meth:`receive` is to read it. Hot path.
+        """
+        if (
+            self.phase is not Phase.READY
+            or self._partial is not None
+            or len(data) > self._limits.record_bytes_max
+            or data.find(RECORD_SEPARATOR) != len(data) - 1
+        ):
+            return None
+        try:
+            message = json_format.decode(data[:-1])
+        except (RefusedCall, HublogError):
+            return None
+        if not isinstance(message, InvocationReceived) or message.target != target:
+            return None
+        self.last_received_s = now_s
+        return message
 
     def accept(self, now_s: float) -> bytes:
         """The session is open: the answer to the handshake. Everything that is sent to the client comes after it.

@@ -1,7 +1,8 @@
 """WebSocket: aiohttp reads, delivery writes straight to the transport.
 
-aiohttp does the opening and closing handshakes, masking, pings of its own layer and the reading; every text frame
-that we send is ready-made and goes to ``request.transport`` in one write.
+aiohttp does the opening and closing handshakes, masking, pings of its own layer and the reading; a call that waits for
+nothing goes past its queue (``prompt``). Every text frame that we send is ready-made and goes to ``request.transport``
+in one write.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from events.errors import BadMessage, MessageTooLarge
 from service.gateway.connection import Connection
 from service.gateway.context import GatewayContext
 from service.gateway.peer import Peer
+from service.gateway.transports.prompt import PromptSocket
 
 CLOSE_TIMEOUT_S = 2.0  # how long a closing client may take to agree
 # A frame may hold several messages; the machine bounds each, this bounds what aiohttp collects for it.
@@ -21,7 +23,7 @@ FRAME_MESSAGES_MAX = 8
 class WebSocketWire:
     """Lends one upgraded request to a connection."""
 
-    def __init__(self, transport: asyncio.Transport, socket: web.WebSocketResponse) -> None:
+    def __init__(self, transport: asyncio.Transport, socket: PromptSocket) -> None:
         self._transport = transport
         self._socket = socket
         self._closing: asyncio.Task[bool] | None = None
@@ -45,13 +47,11 @@ class WebSocketWire:
             self._cut.cancel()
 
 
-async def serve(request: web.Request, context: GatewayContext, peer: Peer) -> web.WebSocketResponse:
+async def serve(request: web.Request, context: GatewayContext, peer: Peer) -> web.StreamResponse:
     """Serve one WebSocket until it ends."""
-    socket = web.WebSocketResponse(
+    socket = PromptSocket(
         timeout=CLOSE_TIMEOUT_S,
-        compress=False,
         max_msg_size=context.limits.record_bytes_max * FRAME_MESSAGES_MAX,
-        decode_text=False,
     )
     await socket.prepare(request)
     transport = request.transport
@@ -63,6 +63,7 @@ async def serve(request: web.Request, context: GatewayContext, peer: Peer) -> we
     try:
         await _read(socket, connection)
     finally:
+        socket.offer_to(None)
         connection.lost()
         context.coordinator.remove(connection)
         await wire.closed()
@@ -78,7 +79,8 @@ def _forget_frames(said: BaseException | None) -> None:
         said = said.__context__
 
 
-async def _read(socket: web.WebSocketResponse, connection: Connection) -> None:
+async def _read(socket: PromptSocket, connection: Connection) -> None:
+    socket.offer_to(connection.receive_at_once)
     while not connection.ended:
         message = await socket.receive()
         if message.type is WSMsgType.TEXT:

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from events import invocation
-from service.gateway.connection import CALLS_AT_ONCE_MAX
+from service.gateway.calls import CALLS_AT_ONCE_MAX
 from service.gateway.signalr.machine import Limits
 from service.log.author import Author
 from service.sessions.hubs import Factory
