@@ -1,238 +1,31 @@
 """Every setting of every process: ``HUBLOG_*`` variables, read once into one frozen struct.
 
-Owns names, defaults, units, limits and the sentence that documents each; ``docs/configuration.md`` is made from them. A
-bad value stops start-up with *every* mistake named. It refuses to know who uses a setting: only ``service.process`` and
-``service.cli`` see ``Settings``, and hand plain values on.
+Owns names, defaults, limits and the sentence that documents each; ``docs/configuration.md`` is made from them, and
+``spelling`` has how values are written. A bad value stops start-up with *every* mistake named. It refuses to know who
+uses a setting: only ``service.process`` and ``service.cli`` see ``Settings``, and hand plain values on.
 """
 
 import difflib
-import ipaddress
 import os
-import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
 from events.errors import Misconfigured
-from events.ids import from_b64url
+from service import spelling
+from service.spelling import DAY_S, PREFIX, Secret, Variable
 
-PREFIX = "HUBLOG_"
 ADMIN_OFFSET_API = 100
 ADMIN_OFFSET_PROJECTOR = 101
-KEY_BYTES = 32
-JWT_SECRET_BYTES_MIN = 32
 TOKEN_TTL_MAX_S = 366 * 86_400
 NONE_BEYOND_LOOPBACK = "yes-i-know"
 OF_CLIENTS = frozenset({"HUBLOG_TOKEN"})
 """Variables of our tools that are clients; a process that serves may see them and does not look."""
-DAY_S = 86_400
 
 Role = Literal["up", "gateway", "projector", "api", "migrate", "wait", "tail", "token"]
-
-
-class Secret:
-    """Text that no log line, traceback or repr shows."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        return self._text
-
-    def __repr__(self) -> str:
-        return "Secret(***)"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._text == self._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-
-class Variable:
-    """How one field is read: from which variable, by which parser, and what it means."""
-
-    def __init__(
-        self, name: str, parse: Callable[[str], Any], doc: str, *, shown: str | None = None, masked: bool = False
-    ) -> None:
-        """``parse`` raises ValueError with the expectation ("a whole number from 1 to 64"); ``shown`` is the default
-        for people where the value itself says little; a ``masked`` value is never quoted."""
-        self.name = PREFIX + name
-        self.parse = parse
-        self.doc = doc
-        self.shown = shown
-        self.masked = masked
-
-    @property
-    def expectation(self) -> str:
-        """What a value must be, in the words that refuse a wrong one."""
-        try:
-            self.parse("\0 ,")
-        except ValueError as exc:
-            return str(exc)
-        return "a path"  # the only thing that may be anything
-
-    def default_shown(self, default: object) -> str:
-        """The default as the documentation has it: code where it is a value, words where it is not."""
-        if self.shown is not None:
-            return self.shown
-        return "none" if default is None else f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
-
-
-def _text(text: str) -> str:
-    return text
-
-
-def _one_of(*allowed: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in allowed:
-            raise ValueError(" or ".join(allowed))
-        return text
-
-    return parse
-
-
-def _whole(first: int, last: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,9}", text) or not first <= int(text) <= last:
-            raise ValueError(f"a whole number from {first} to {last}")
-        return int(text)
-
-    return parse
-
-
-def _replicas(text: str) -> int:
-    if text not in {"1", "3", "5"}:
-        raise ValueError("1, 3 or 5: an even number survives no more than the odd one below it")
-    return int(text)
-
-
-_DURATION_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": float(DAY_S)}
-_SIZE_UNITS = {"": 1, "KiB": 1024, "MiB": 1024 * 1024}
-
-
-def _seconds(first: float, last: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhd]?)", text)
-        if match is None or not first <= (seconds := float(match[1]) * _DURATION_UNITS[match[2]]) <= last:
-            raise ValueError(f"seconds, or a number with s, m, h or d, from {first:g} s to {last:g} s")
-        return seconds
-
-    return parse
-
-
-def _whole_seconds(first: int, last: int) -> Callable[[str], int]:
-    parse_seconds = _seconds(first, last)
-
-    def parse(text: str) -> int:
-        if (seconds := parse_seconds(text)) != int(seconds):
-            raise ValueError(f"whole seconds, or a number with s, m, h or d, from {first} s to {last} s")
-        return int(seconds)
-
-    return parse
-
-
-def _size(first: int, last: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        match = re.fullmatch(r"([0-9]{1,10})(|KiB|MiB)", text)
-        if match is None or not first <= (size := int(match[1]) * _SIZE_UNITS[match[2]]) <= last:
-            raise ValueError(f"bytes, or a number with KiB or MiB, from {first} to {last}")
-        return size
-
-    return parse
-
-
-def _host(text: str) -> str:
-    if text != "localhost":
-        try:
-            ipaddress.ip_address(text)
-        except ValueError:
-            # Not a name: nobody could say whether it is loopback before it is resolved.
-            raise ValueError("an address of this machine, e.g. 127.0.0.1 or 0.0.0.0, or localhost") from None
-    return text
-
-
-def is_loopback(host: str) -> bool:
-    return host == "localhost" or ipaddress.ip_address(host).is_loopback
-
-
-def _jwt_key(text: str) -> Secret:
-    """Only that it looks like keys: whether they are any is seen where they are used."""
-    if "-----BEGIN " not in text:
-        for key in re.split(r"[,\s]+", text.strip()):
-            try:
-                if len(from_b64url(key.rstrip("="))) >= JWT_SECRET_BYTES_MIN:
-                    continue
-            except ValueError:
-                pass  # said below, without quoting the secret
-            raise ValueError("secrets of at least 32 bytes in base64url, joined by commas, or keys in PEM")
-    return Secret(text)
-
-
-def _claim(text: str) -> str:
-    if not re.fullmatch(r"[^\s,]{1,256}", text):
-        raise ValueError("1 to 256 characters without spaces and commas")
-    return text
-
-
-def _nats_url(text: str) -> Secret:
-    if not re.match(r"(nats|tls)://[^\s]+\Z", text):
-        raise ValueError("nats://… or tls://…, several joined by commas")
-    return Secret(text)
-
-
-def _postgres_dsn(text: str) -> Secret:
-    if not re.match(r"postgres(ql)?://[^\s]*\Z", text):
-        raise ValueError("postgresql://…")
-    return Secret(text)
-
-
-def _secrets(text: str) -> Secret:
-    keys = [key.strip() for key in text.split(",")]
-    for key in keys:
-        try:
-            if len(from_b64url(key.rstrip("="))) == KEY_BYTES:
-                continue
-        except ValueError:
-            pass  # said below, without quoting the secret
-        raise ValueError("keys of 32 bytes in base64url, joined by commas")
-    return Secret(",".join(keys))
-
-
-def _node(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text):
-        raise ValueError("1 to 63 letters, digits, dots, dashes and underscores")
-    return text
-
-
-def _origins(text: str) -> tuple[str, ...]:
-    origins = tuple(origin.strip() for origin in text.split(",") if origin.strip())
-    if any(not re.fullmatch(r"\*|https?://[^\s/]+", origin) for origin in origins):
-        raise ValueError("origins like https://app.example.com, joined by commas, or *")
-    return origins
-
-
-def _endpoint(text: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
-        raise ValueError("http://… or https://…, without credentials (OTEL_EXPORTER_OTLP_HEADERS has them)")
-    return text
-
-
-def _ratio(text: str) -> float:
-    if not re.fullmatch(r"0|1|[01]?\.[0-9]{1,9}", text) or float(text) > 1:
-        raise ValueError("a number from 0 to 1")
-    return float(text)
-
-
-def _factory(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
-        raise ValueError("package.module:factory")
-    return text
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -242,7 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Secret | None,
         Variable(
             "NATS_URL",
-            _nats_url,
+            spelling.nats_url,
             "The NATS servers, joined by commas, with the credentials of all in the first. `up` starts one of its own "
             "without it.",
             masked=True,
@@ -250,19 +43,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     postgres_dsn: Annotated[
         Secret | None,
-        Variable("POSTGRES_DSN", _postgres_dsn, "The database. `up` starts one of its own without it.", masked=True),
+        Variable(
+            "POSTGRES_DSN", spelling.postgres_dsn, "The database. `up` starts one of its own without it.", masked=True
+        ),
     ] = None
     nats_sync: Annotated[
         Literal["always", "relaxed"],
         Variable(
             "NATS_SYNC",
-            _one_of("always", "relaxed"),
+            spelling.one_of("always", "relaxed"),
             "When `up`'s NATS writes to disk: `always` before it acknowledges, which survives a power cut; `relaxed` "
             "every two minutes, which survives `kill -9` only.",
         ),
     ] = "always"
     host: Annotated[
-        str, Variable("HOST", _host, "The address that every port listens on; `0.0.0.0` is all of this machine's.")
+        str,
+        Variable("HOST", spelling.host, "The address that every port listens on; `0.0.0.0` is all of this machine's."),
     ] = "127.0.0.1"
     data_dir: Annotated[
         Path, Variable("DATA_DIR", Path, "Where `up` keeps its servers' data, logs and secrets (`--data-dir`).")
@@ -271,7 +67,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["none", "jwt"],
         Variable(
             "AUTH",
-            _one_of("none", "jwt"),
+            spelling.one_of("none", "jwt"),
             "How clients prove who they are: `jwt` by access tokens, `none` not at all.",
             shown="`jwt`; `up` on loopback: `none`",
         ),
@@ -280,7 +76,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Variable(
             "AUTH_NONE_BEYOND_LOOPBACK",
-            _one_of(NONE_BEYOND_LOOPBACK),
+            spelling.one_of(NONE_BEYOND_LOOPBACK),
             f"`{NONE_BEYOND_LOOPBACK}`: listen beyond loopback although `HUBLOG_AUTH` is `none`, so that whoever "
             "reaches the port may be any user.",
         ),
@@ -289,7 +85,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["HS256", "RS256", "EdDSA"],
         Variable(
             "JWT_ALGORITHM",
-            _one_of("HS256", "RS256", "EdDSA"),
+            spelling.one_of("HS256", "RS256", "EdDSA"),
             "How access tokens are signed; no token is asked for it.",
         ),
     ] = "HS256"
@@ -297,7 +93,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Secret | None,
         Variable(
             "JWT_KEY",
-            _jwt_key,
+            spelling.jwt_key,
             "Keys of access tokens: for HS256 secrets of at least 32 bytes in base64url, joined by commas; else PEM, "
             "one behind the other, public ones where nothing is minted. All verify, the first that can sign signs.",
             masked=True,
@@ -307,13 +103,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Path | None, Variable("JWT_KEY_FILE", Path, "A file with what `HUBLOG_JWT_KEY` would hold; read at start-up.")
     ] = None
     jwt_issuer: Annotated[
-        str | None, Variable("JWT_ISSUER", _claim, "What the claim `iss` of access tokens must be.", shown="any")
+        str | None,
+        Variable("JWT_ISSUER", spelling.claim, "What the claim `iss` of access tokens must be.", shown="any"),
     ] = None
     jwt_audience: Annotated[
         str | None,
         Variable(
             "JWT_AUDIENCE",
-            _claim,
+            spelling.claim,
             "What the claim `aud` of access tokens must be, or hold.",
             shown="none: tokens with an `aud` are refused",
         ),
@@ -322,7 +119,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Secret | None,
         Variable(
             "SECRETS",
-            _secrets,
+            spelling.secrets,
             "Keys of 32 bytes in base64url, joined by commas: the first seals tokens, all open them. The same on every "
             "gateway.",
             shown="`up`: made in `<data dir>/secrets`; gateways: required",
@@ -331,13 +128,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     node: Annotated[
         str | None,
-        Variable("NODE", _node, "The name of a gateway, unique among them.", shown="`<hostname>-<index>`"),
+        Variable("NODE", spelling.node, "The name of a gateway, unique among them.", shown="`<hostname>-<index>`"),
     ] = None
     partitions: Annotated[
         int,
         Variable(
             "PARTITIONS",
-            _whole(1, 64),
+            spelling.whole(1, 64),
             "Streams of the log; hubs are spread over them. Fixed once `migrate` made them.",
         ),
     ] = 1
@@ -345,28 +142,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Variable(
             "NATS_REPLICAS",
-            _replicas,
+            spelling.replicas,
             "How many servers of a NATS cluster keep each stream: 3 survives the loss of one. `migrate` makes it so.",
         ),
     ] = 1
-    gateway_port: Annotated[int, Variable("GATEWAY_PORT", _whole(1, 65_535), "Port of gateway 0; *i* is added.")] = 8000
-    api_port: Annotated[int, Variable("API_PORT", _whole(1, 65_535), "Port of the query API.")] = 8100
+    gateway_port: Annotated[
+        int, Variable("GATEWAY_PORT", spelling.whole(1, 65_535), "Port of gateway 0; *i* is added.")
+    ] = 8000
+    api_port: Annotated[int, Variable("API_PORT", spelling.whole(1, 65_535), "Port of the query API.")] = 8100
     admin_port: Annotated[
         int,
         Variable(
             "ADMIN_PORT",
-            _whole(1, 65_535),
+            spelling.whole(1, 65_535),
             "Base of the ports of `/livez`, `/readyz` and `/metrics`: gateway *i* + *i*, api + 100, projector + 101.",
         ),
     ] = 8200
     max_age_s: Annotated[
-        int, Variable("MAX_AGE", _whole_seconds(90, 3650 * DAY_S), "How long the log keeps an event.", shown="`7d`")
+        int,
+        Variable("MAX_AGE", spelling.whole_seconds(90, 3650 * DAY_S), "How long the log keeps an event.", shown="`7d`"),
     ] = 7 * DAY_S
     duplicate_window_s: Annotated[
         int,
         Variable(
             "DUPLICATE_WINDOW",
-            _whole_seconds(90, DAY_S),
+            spelling.whole_seconds(90, DAY_S),
             "How long a repeated idempotency key meets its first call. Costs memory in NATS by rate times window.",
         ),
     ] = 120
@@ -374,7 +174,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Variable(
             "SESSION_TTL",
-            _seconds(1, 30 * DAY_S),
+            spelling.seconds(1, 30 * DAY_S),
             "How long a resumable session waits, detached, to be resumed; then it is closed as `expired`.",
             shown="30m",
         ),
@@ -383,7 +183,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Variable(
             "NATS_GRACE",
-            _seconds(1, 3600),
+            spelling.seconds(1, 3600),
             "How long a gateway that lost NATS keeps its connections before it sends them to other nodes.",
         ),
     ] = 30.0
@@ -391,61 +191,72 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Variable(
             "CANARY_EVERY",
-            _seconds(0, 3600),
+            spelling.seconds(0, 3600),
             "How often a gateway sends an event the whole way, to the log, back and into the read models, and measures "
             "it; 0 for never.",
         ),
     ] = 60.0
     stale_after_s: Annotated[
         float,
-        Variable("STALE_AFTER", _seconds(1, DAY_S), "How old the read models may be before the API is not ready."),
+        Variable(
+            "STALE_AFTER", spelling.seconds(1, DAY_S), "How old the read models may be before the API is not ready."
+        ),
     ] = 60.0
     message_bytes_max: Annotated[
-        int, Variable("MESSAGE_BYTES_MAX", _size(1024, 512 * 1024), "The largest message that a client may send.")
+        int,
+        Variable("MESSAGE_BYTES_MAX", spelling.size(1024, 512 * 1024), "The largest message that a client may send."),
     ] = 32_768
     outbox_bytes_max: Annotated[
         int,
         Variable(
             "OUTBOX_BYTES_MAX",
-            _size(65_536, 1024 * 1024 * 1024),
+            spelling.size(65_536, 1024 * 1024 * 1024),
             "What may wait for one slow client before it is cut off.",
             shown="`1MiB`",
         ),
     ] = 1024 * 1024
     outbox_age_s: Annotated[
-        float, Variable("OUTBOX_AGE", _seconds(1, 3600), "How long a message may wait for one slow client.")
+        float, Variable("OUTBOX_AGE", spelling.seconds(1, 3600), "How long a message may wait for one slow client.")
     ] = 30.0
     ping_interval_s: Annotated[
-        float, Variable("PING_INTERVAL", _seconds(0.1, 3600), "Pings go to a client after this long without a message.")
+        float,
+        Variable(
+            "PING_INTERVAL", spelling.seconds(0.1, 3600), "Pings go to a client after this long without a message."
+        ),
     ] = 15.0
     client_timeout_s: Annotated[
-        float, Variable("CLIENT_TIMEOUT", _seconds(0.2, 3600), "A client that was silent this long is dropped.")
+        float, Variable("CLIENT_TIMEOUT", spelling.seconds(0.2, 3600), "A client that was silent this long is dropped.")
     ] = 30.0
     handshake_timeout_s: Annotated[
-        float, Variable("HANDSHAKE_TIMEOUT", _seconds(0.1, 3600), "How long a new connection may take to say hello.")
+        float,
+        Variable("HANDSHAKE_TIMEOUT", spelling.seconds(0.1, 3600), "How long a new connection may take to say hello."),
     ] = 15.0
     drain_s: Annotated[
         float,
-        Variable("DRAIN", _seconds(0, 3600), "How long a process that was told to stop takes leave of its clients."),
+        Variable(
+            "DRAIN", spelling.seconds(0, 3600), "How long a process that was told to stop takes leave of its clients."
+        ),
     ] = 10.0
     allowed_origins: Annotated[
         tuple[str, ...],
         Variable(
             "ALLOWED_ORIGINS",
-            _origins,
+            spelling.origins,
             "Origins of web pages that may connect and command, joined by commas; `*` for any.",
             shown="none but the server's own",
         ),
     ] = ()
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        Variable("LOG_LEVEL", _one_of("debug", "info", "warning", "error"), "What is logged, and what is worse."),
+        Variable(
+            "LOG_LEVEL", spelling.one_of("debug", "info", "warning", "error"), "What is logged, and what is worse."
+        ),
     ] = "info"
     otlp_endpoint: Annotated[
         str | None,
         Variable(
             "OTLP_ENDPOINT",
-            _endpoint,
+            spelling.endpoint,
             "Where traces go, by OTLP over HTTP (`/v1/traces` is added), e.g. `http://localhost:4318`. Without it none "
             "are made. `OTEL_EXPORTER_OTLP_HEADERS` and the like, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*` hold, too.",
         ),
@@ -454,7 +265,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float,
         Variable(
             "TRACE_RATIO",
-            _ratio,
+            spelling.ratio,
             "The share of commands that are traced, from 0 to 1. A client that sends a sampled `traceparent` is traced "
             "in any case.",
         ),
@@ -462,7 +273,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     session_manager: Annotated[
         str | None,
         Variable(
-            "SESSION_MANAGER", _factory, "`package.module:factory` of a session manager of your own.", shown="ours"
+            "SESSION_MANAGER",
+            spelling.factory,
+            "`package.module:factory` of a session manager of your own.",
+            shown="ours",
         ),
     ] = None
     nats_bin: Annotated[
@@ -510,7 +324,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             name = known[field].name
             if name not in environ:
                 mistakes.append(f"{name} is not set: {_WHY[field]}")
-        if role == "up" and "auth" not in values and is_loopback(values.get("host", cls().host)):
+        if role == "up" and "auth" not in values and spelling.is_loopback(values.get("host", cls().host)):
             values["auth"] = "none"
         settings = cls(**values)
         mistakes += settings._contradictions()
@@ -533,7 +347,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.jwt_key is not None and ("-----BEGIN " in self.jwt_key.reveal()) == (self.jwt_algorithm == "HS256"):
             wanted = "secrets in base64url" if self.jwt_algorithm == "HS256" else "keys in PEM"
             yield f"HUBLOG_JWT_KEY must be {wanted}, as HUBLOG_JWT_ALGORITHM {self.jwt_algorithm} wants them"
-        open_beyond = self.auth == "none" and not is_loopback(self.host)
+        open_beyond = self.auth == "none" and not spelling.is_loopback(self.host)
         if role in _LISTENING and open_beyond and self.auth_none_beyond_loopback is None:
             yield (
                 f"HUBLOG_AUTH is none and HUBLOG_HOST is {self.host}: whoever reaches the port could be any user. Set "
@@ -573,7 +387,7 @@ _WHY = {
 
 def whole_seconds(text: str, first: int, last: int) -> int:
     """A duration as settings spell it. Raises: ValueError with the expectation."""
-    return _whole_seconds(first, last)(text)
+    return spelling.whole_seconds(first, last)(text)
 
 
 def child_environment(**changed: str) -> dict[str, str]:

@@ -18,7 +18,8 @@ from events.errors import EpochMismatch, HublogError, Misconfigured
 from events.ids import Position, parse_hub, parse_position
 from service.log.jetstream import JetStreamLog
 from service.process.parts import the_log
-from service.settings import Secret, Settings
+from service.settings import Settings
+from service.spelling import Secret
 from service.up.board import read_processes
 
 TEXT_CHARS_MAX = 120

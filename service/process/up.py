@@ -21,11 +21,11 @@ from service.process.access import make_door
 from service.settings import (
     ADMIN_OFFSET_API,
     ADMIN_OFFSET_PROJECTOR,
-    Secret,
     Settings,
     child_environment,
     go_environment,
 )
+from service.spelling import Secret
 from service.up.board import Board, Entry, write_processes
 from service.up.child import spawn
 from service.up.data_dir import DataDir

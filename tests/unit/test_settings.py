@@ -6,7 +6,8 @@ import pytest
 
 from events.errors import Misconfigured
 from events.ids import b64url
-from service.settings import Secret, Settings, variables
+from service.settings import Settings, variables
+from service.spelling import Secret
 
 KEY = b64url(bytes(32))
 SERVERS = {"HUBLOG_NATS_URL": "nats://u:pw@127.0.0.1:4222", "HUBLOG_POSTGRES_DSN": "postgresql://h@/h?host=/tmp"}

@@ -16,7 +16,8 @@ from service.sessions.hubs import Hubs
 from service.sessions.manager import SessionManager, session_manager
 from service.sessions.postgres_view import PostgresView
 from service.sessions.view import LogView
-from service.settings import Secret, Settings
+from service.settings import Settings
+from service.spelling import Secret
 
 OWN = '''
 from service.sessions.manager import SessionManager, session_manager
