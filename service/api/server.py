@@ -12,11 +12,10 @@ import msgspec
 import structlog
 from aiohttp import web
 from aiohttp.http import HttpVersion11
-from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_exceptions import HttpProcessingError
 
 from events import trace
 from events.errors import (
-    BadMessage,
     HublogError,
     Internal,
     InvalidBody,
@@ -24,7 +23,7 @@ from events.errors import (
     MethodNotAllowed,
     PayloadTooLarge,
 )
-from service import problems
+from service import problems, unread
 from service.access.claims import Claims
 from service.access.door import OURS, Door, may_ask
 from service.api.pages import acting
@@ -36,7 +35,6 @@ BODY_BYTES_MAX = 64 * 1024
 BODY_S = 30.0
 TOOK_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 JSON = "application/json"
-SERVER = "hublog"
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 log = structlog.get_logger(__name__)
@@ -159,7 +157,7 @@ def _traced(span: Span | None) -> dict[str, str]:
 
 
 def answered(answer: object) -> web.Response:
-    headers = {"Server": SERVER}
+    headers = {"Server": unread.SERVER}
     if isinstance(answer, Reading):
         headers[POSITION_HEADER] = answer.position
         answer = answer.value
@@ -168,7 +166,7 @@ def answered(answer: object) -> web.Response:
 
 def problem_response(error: HublogError, path: str) -> web.Response:
     document = problems.problem(error, path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")[:1024])
-    headers = {"Server": SERVER, **problems.challenge(error)}
+    headers = {"Server": unread.SERVER, **problems.challenge(error)}
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = str(error.details.get("allow", ""))
     if document.status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -201,43 +199,12 @@ async def _continue_if_expected(request: web.BaseRequest) -> None:
         request.writer.output_size = 0
 
 
-class BadHttp(BadMessage):
-    hint = "Send HTTP/1.1 as RFC 9112 has it."
-
-
-class _Protocol(web.RequestHandler):
-    """aiohttp's protocol, but for what it says where no handler is reached: bytes that are no request."""
-
-    __slots__ = ()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002  quotes what was sent, at any length
-    ) -> web.StreamResponse:
-        error: HublogError
-        if isinstance(exc, LineTooLong):
-            error = PayloadTooLarge("the request line or a header is too long")
-        elif status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            error = BadHttp("this is not an HTTP request")
-        else:
-            log.error("api.protocol_failed", exc_info=exc)
-            error = Internal("something here is broken; it has been logged")
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer was under way already")
-        response = problem_response(error, "")
-        response.force_close()
-        return response
-
-
 class _Server(web.Server):
     def __init__(self, dispatcher: Dispatcher) -> None:
         super().__init__(dispatcher)
 
     def __call__(self) -> web.RequestHandler:
-        return _Protocol(self, loop=asyncio.get_running_loop(), access_log=None)  # type: ignore[arg-type]  # None is off
+        return unread.Protocol(self, loop=asyncio.get_running_loop(), access_log=None)  # type: ignore[arg-type]  # None is off
 
 
 def make_runner(dispatcher: Dispatcher, *, shutdown_timeout_s: float = 5.0) -> web.ServerRunner:

@@ -11,6 +11,8 @@ from typing import cast
 
 from aiohttp import web
 
+from service import unread
+
 KEEP_ALIVE_S = 75.0  # between requests; proxies let go of idle connections after a minute
 STOP_TIMEOUT_S = 1.0
 
@@ -71,10 +73,8 @@ class _Runner(web.AppRunner):
     def __init__(self, arrivals: Arrivals, app: web.Application) -> None:
         super().__init__(
             app,
-            access_log=None,
             handle_signals=False,
             shutdown_timeout=STOP_TIMEOUT_S,
-            keepalive_timeout=KEEP_ALIVE_S,
         )
         self._arrivals = arrivals
 
@@ -82,4 +82,11 @@ class _Runner(web.AppRunner):
     def server(self) -> Callable[[], asyncio.Protocol] | None:  # type: ignore[override]
         """What sites make a protocol with for each connection."""
         server = super().server
-        return None if server is None else lambda: _Entrance(self._arrivals, server())
+        if server is None:
+            return None
+        loop = asyncio.get_running_loop()
+        return lambda: _Entrance(
+            self._arrivals,
+            # None is off.
+            unread.Protocol(server, loop=loop, access_log=None, keepalive_timeout=KEEP_ALIVE_S),  # type: ignore[arg-type]
+        )

@@ -209,17 +209,28 @@ async def test_a_flood_of_refusals_is_counted_and_not_logged_line_by_line(http: 
     )
 
 
-async def test_a_token_in_bytes_that_are_no_request_is_not_logged(
+async def test_a_token_in_bytes_that_are_no_request_is_neither_logged_nor_quoted(
     locked: Node, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ):
+    long = "x" * 9_000
+    requests = [
+        (f"GET /hubs/chat?access_token={token()}&pad={long} HTTP/1.1\r\nHost: x\r\n\r\n", "payload_too_large"),
+        (f"GET /hubs/chat HTTP/1.1\r\nAuthorization: Bearer {token()}{long}\r\n\r\n", "payload_too_large"),
+        (f"GET /hubs/chat?access_token={token()} x HTTP/1.1\r\nHost: x\r\n\r\n", "bad_message"),
+    ]
     caplog.set_level("DEBUG")
     with capture_logs() as lines:
-        for path in (f"?access_token={token()}&pad={'x' * 9000}", f"?access_token={token()} x"):
+        for request, code in requests:
             reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(locked.url).port)
-            writer.write(f"GET /hubs/chat{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            assert (await reader.readline()).startswith(b"HTTP/1.0 400")
+            writer.write(request.encode())
+            async with asyncio.timeout(5):
+                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            document = msgspec.json.decode(body)
+            assert document["code"] == code
+            assert head.split()[1] == str(document["status"]).encode()
+            assert b"eyJ" not in head + body
             writer.close()
             await writer.wait_closed()
-    # Libraries are heard from warnings on (service.telemetry).
-    loud = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    # Libraries are heard from warnings on (service.telemetry), and tracebacks end with what was raised.
+    loud = [logging.Formatter().format(record) for record in caplog.records if record.levelno >= logging.WARNING]
     assert "eyJ" not in str(loud) + str(lines) + capsys.readouterr().err
