@@ -42,7 +42,7 @@ def read_claims(payload: Mapping[str, Any], *, leeway_s: float) -> Claims:
         hubs=_hubs(payload.get("hubs")),
         scopes=_scopes(payload.get("scope")),
         metadata=_metadata(payload.get("meta")),
-        expires_at_s=float(payload["exp"]) + leeway_s,
+        expires_at_s=_expiry(payload["exp"]) + leeway_s,
     )
 
 
@@ -67,6 +67,13 @@ def payload_of(
         payload["meta"] = dict(metadata)
     read_claims(payload, leeway_s=0)
     return payload
+
+
+def _expiry(exp: Any) -> float:
+    try:
+        return float(exp)
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise TokenInvalid("the claim `exp` is not a time") from exc
 
 
 def _user(sub: object) -> UserId | None:

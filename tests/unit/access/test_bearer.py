@@ -114,6 +114,7 @@ def test_keys_rotate() -> None:
         ({"exp": None}, "missing"),
         ({"exp": "soon"}, "cannot be read"),
         ({"exp": float("inf")}, "cannot be read"),
+        ({"exp": 10**400}, "not a time"),
         ({"exp": float("nan")}, "cannot be read"),
         ({"nbf": time.time() + DAY_S}, "not valid yet"),
         ({"iat": time.time() + DAY_S}, "not valid yet"),
