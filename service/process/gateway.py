@@ -11,6 +11,7 @@ import structlog
 from events.errors import HublogError
 from service import VERSION
 from service.admin import listening
+from service.breaker import Breaker
 from service.delivery import repair
 from service.delivery.feed import Dispatcher
 from service.gateway.context import GatewayContext
@@ -81,7 +82,7 @@ async def run(settings: Settings, index: int) -> None:
         canary = make_canary(settings, lease, fenced, log, author)
         checks = {
             **nats.checks(),
-            "lease": lambda: "suspended: not renewed" if lease.suspended() else None,
+            "lease": lambda: _unrenewed(lease, nats.breaker),
             "delivery": lambda: _standstill(dispatchers),
         }
         async with (
@@ -141,6 +142,14 @@ def _obey(lease: Lease, server: GatewayServer, dispatchers: list[Dispatcher]) ->
 
     lease.on_renewed = renewed
     lease.on_lost = lambda: server.end_all("this node was taken for lost", "node_lost")
+
+
+def _unrenewed(lease: Lease, nats: Breaker) -> str | None:
+    if not lease.suspended():
+        return None
+    if not nats.closed:
+        return "suspended: not renewed"
+    return "suspended: not renewed, although NATS answers; if every gateway says so, the disk of NATS may be full"
 
 
 def _standstill(dispatchers: list[Dispatcher]) -> str | None:

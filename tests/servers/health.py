@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.servers.processes import POLL_S
 
@@ -44,3 +45,16 @@ async def number(admin_url: str | None, name: str) -> float:
     values = [float(line.rpartition(" ")[2]) for line in lines if line.split("{")[0].split(" ")[0] == name]
     assert values, f"{name} is not among the metrics"
     return sum(values)
+
+
+async def labelled(admin_url: str | None, name: str, **labels: str) -> float:
+    """The one series of a metric with these labels."""
+    async with aiohttp.ClientSession() as session, session.get(f"{admin_url}/metrics") as answer:
+        families = list(text_string_to_metric_families(await answer.text()))
+    (value,) = (
+        sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+    return value
