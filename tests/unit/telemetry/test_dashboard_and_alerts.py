@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from events.errors import every_error
+from service.nodes.canary import JITTER, LEG_TIMEOUT_S, LEGS
+from service.settings import defaults
 from service.telemetry.catalogue import CATALOGUE
 from tests.servers.promql import (
     SCRAPED_LABELS,
@@ -67,6 +69,16 @@ def test_every_alert_has_a_place_in_the_docs_and_no_other() -> None:
     text = TROUBLESHOOTING.read_text(encoding="utf-8")
     headings = re.findall(r"^#+ (Hublog\w+)$", text, flags=re.MULTILINE)
     assert sorted(headings) == sorted(rule["alert"] for rule in alerts())
+
+
+def test_canaries_of_one_short_outage_are_no_alert() -> None:
+    """One failure stays in the window for as long as it is wide, and every partition's canary is one."""
+    (rule,) = (rule for rule in alerts() if rule["alert"] == "HublogCanaryFailing")
+    window = re.search(r"\[(\d+)m\]", rule["expr"])
+    assert window is not None
+    assert int(rule["for"].removesuffix("m")) > int(window[1])
+    slowest_s = defaults()["canary_every_s"] * (1 + JITTER) + len(LEGS) * LEG_TIMEOUT_S
+    assert int(window[1]) * 60 > slowest_s, "a canary that fails each time keeps the alert up"
 
 
 def test_names_of_alerts_and_groups_are_unique() -> None:
