@@ -71,6 +71,16 @@ def test_every_alert_has_a_place_in_the_docs_and_no_other() -> None:
     assert sorted(headings) == sorted(rule["alert"] for rule in alerts())
 
 
+@pytest.mark.parametrize(
+    ("alert", "role"),
+    [("HublogNoGateway", "hublog_connections"), ("HublogNobodyProjects", "hublog_projection_leading")],
+)
+def test_what_one_install_has_does_not_hide_that_another_has_none(alert: str, role: str) -> None:
+    (rule,) = (rule for rule in alerts() if rule["alert"] == alert)
+    assert f"count by (namespace) (hublog_build_info) unless count by (namespace) ({role})" in rule["expr"]
+    assert f"absent({role})" not in rule["expr"]
+
+
 def test_canaries_of_one_short_outage_are_no_alert() -> None:
     """One failure stays in the window for as long as it is wide, and every partition's canary is one."""
     (rule,) = (rule for rule in alerts() if rule["alert"] == "HublogCanaryFailing")
