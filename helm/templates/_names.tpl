@@ -88,3 +88,9 @@ nats://{{ include "nats.fullname" .Subcharts.natscluster.Subcharts.nats }}:4222
 app.kubernetes.io/name: nats
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
+
+{{/* Of a duration in whole units. */}}
+{{- define "hublog.seconds" -}}
+{{- $units := dict "s" 1 "m" 60 "h" 3600 "d" 86400 -}}
+{{- mul (regexFind "^[0-9]+" . | int64) (get $units (regexFind "[a-z]+$" .)) -}}
+{{- end }}

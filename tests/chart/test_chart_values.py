@@ -117,6 +117,7 @@ def test_values_of_another_type_are_refused_by_name_wherever_they_are() -> None:
         ("topologySpread", [{"topologyKey": "zone", "maxSkew": 1, "whenUnsatisfiable": "Never"}]),
         ("telemetry.otlpEndpoint", "collector:4317"),
         ("telemetry.traceRatio", 2),
+        ("monitoring.serviceMonitor.interval", "1.5m"),
         ("probe.hub", "No Hub"),
     ],
 )
@@ -167,11 +168,25 @@ def test_what_the_command_line_makes_of_numbers_is_taken() -> None:
             ["gateway.autoscaling: connections and cpuPercent"],
         ),
         ({**MINIMAL, "api": {"httpRoute": {"enabled": True}}}, ["api.httpRoute.parentRefs"]),
+        ({**MINIMAL, "keys": {"existingSecret": "hublog-keys"}}, ["keys.existingSecret: hublog-keys"]),
+        ({**MINIMAL, "auth": {"existingSecret": "hublog-keys"}}, ["auth.existingSecret: hublog-keys"]),
+        (
+            {**MINIMAL, "monitoring": {"serviceMonitor": {"enabled": True, "interval": "5s"}}},
+            ["monitoring.serviceMonitor.scrapeTimeout"],
+        ),
     ],
 )
 def test_values_that_contradict_each_other_are_all_named_at_once(values: dict[str, Any], named: list[str]) -> None:
     said = refusal(values, by=templates)
     assert all(name in said for name in named), said
+
+
+def test_values_that_only_seem_to_contradict_each_other_are_taken() -> None:
+    both = {"keys": {"existingSecret": "hublog-keys"}, "auth": {"existingSecret": "hublog-keys"}}
+    kinds = {it["kind"] for it in render({**MINIMAL, **both})}
+    assert "Secret" not in kinds
+    monitor = {"serviceMonitor": {"enabled": True, "interval": "1m", "scrapeTimeout": "60s"}}
+    assert render({**MINIMAL, "monitoring": monitor})
 
 
 def test_rendering_looks_at_the_schema_first() -> None:
