@@ -193,10 +193,15 @@ def node(text: str) -> str:
     return text
 
 
+_ORIGIN = re.compile(r"https?://([a-z0-9_][a-z0-9_.-]*|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_DEFAULT_PORT = re.compile(r"http://.*:80|https://.*:443")
+
+
 def origins(text: str) -> tuple[str, ...]:
+    """They are compared as they stand: one that no browser spells so would never be met."""
     origins = tuple(origin.strip() for origin in text.split(",") if origin.strip())
-    if any(not re.fullmatch(r"\*|https?://[^\s/]+", origin) for origin in origins):
-        raise ValueError("origins like https://app.example.com, joined by commas, or *")
+    if any(one != "*" and (not _ORIGIN.fullmatch(one) or _DEFAULT_PORT.fullmatch(one)) for one in origins):
+        raise ValueError("origins as browsers send them, like https://app.example.com, joined by commas, or *")
     return origins
 
 

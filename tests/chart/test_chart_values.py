@@ -100,6 +100,8 @@ def test_values_of_another_type_are_refused_by_name_wherever_they_are() -> None:
         ("nats.existingSecret", "Not A Name"),
         ("podSecurity.runAsUser", 0),
         ("allowedOrigins", ["example.com"]),
+        ("allowedOrigins", ["https://*.example.com"]),
+        ("allowedOrigins", ["https://app.example.com:443"]),
         ("labels", {"app.kubernetes.io/name": "other"}),
         ("gateway.podLabels", {"a b": "c"}),
         ("gateway.podAnnotations", {"helm.sh/hook": "test"}),
