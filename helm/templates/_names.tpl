@@ -34,7 +34,7 @@ app.kubernetes.io/component: {{ . }}
 {{/* Takes root, component, and more labels, which go over those of all objects. */}}
 {{- define "hublog.labels" -}}
 {{ include "hublog.selector" . }}
-app.kubernetes.io/version: {{ default .root.Chart.AppVersion .root.Values.image.tag | trunc 63 | quote }}
+app.kubernetes.io/version: {{ default .root.Chart.AppVersion .root.Values.image.tag | trunc 63 | trimAll "-_." | quote }}
 app.kubernetes.io/part-of: hublog
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | quote }}

@@ -183,6 +183,13 @@ def test_values_that_contradict_each_other_are_all_named_at_once(values: dict[st
     assert all(name in said for name in named), said
 
 
+@pytest.mark.parametrize("tag", ["_x", "1.0-", "a" * 62 + ".b", "v1.2.3-rc.1_amd64"])
+def test_every_tag_of_an_image_makes_labels(tag: str) -> None:
+    for it in render({**MINIMAL, "image": {"tag": tag}}):
+        version = it["metadata"]["labels"]["app.kubernetes.io/version"]
+        assert re.fullmatch(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", version)
+
+
 def test_values_that_only_seem_to_contradict_each_other_are_taken() -> None:
     both = {"keys": {"existingSecret": "hublog-keys"}, "auth": {"existingSecret": "hublog-keys"}}
     kinds = {it["kind"] for it in render({**MINIMAL, **both})}
