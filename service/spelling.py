@@ -99,11 +99,18 @@ _DURATION_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": float(DAY_S)}
 _SIZE_UNITS = {"": 1, "KiB": 1024, "MiB": 1024 * 1024}
 
 
+def _spelt(seconds: float) -> str:
+    for unit, length in (("d", DAY_S), ("h", 3_600), ("m", 60)):
+        if seconds >= 2 * length and seconds % length == 0:
+            return f"{seconds / length:g}{unit}"
+    return f"{seconds:g}s"
+
+
 def seconds(first: float, last: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhd]?)", text)
         if match is None or not first <= (seconds := float(match[1]) * _DURATION_UNITS[match[2]]) <= last:
-            raise ValueError(f"seconds, or a number with s, m, h or d, from {first:g} s to {last:g} s")
+            raise ValueError(f"seconds, or a number with s, m, h or d, from {_spelt(first)} to {_spelt(last)}")
         return seconds
 
     return parse
@@ -114,7 +121,7 @@ def whole_seconds(first: int, last: int) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         if (seconds := parse_seconds(text)) != int(seconds):
-            raise ValueError(f"whole seconds, or a number with s, m, h or d, from {first} s to {last} s")
+            raise ValueError(f"whole seconds, or a number with s, m, h or d, from {_spelt(first)} to {_spelt(last)}")
         return int(seconds)
 
     return parse

@@ -120,6 +120,12 @@ def test_weak_keys_are_refused_without_being_shown(key: str) -> None:
     assert not key or key not in line
 
 
+def test_bounds_of_time_are_told_as_they_would_be_set() -> None:
+    (line,) = mistakes({**COMPLETE, "HUBLOG_MAX_AGE": "1s"})
+    assert line.endswith("from 90s to 3650d, not '1s'")
+    assert Settings.read({**COMPLETE, "HUBLOG_MAX_AGE": "3650d"}, "gateway").max_age_s == 3650 * 86_400
+
+
 def test_the_token_of_our_own_tools_is_no_setting_and_no_mistake() -> None:
     assert "abc" not in repr(Settings.read({**COMPLETE, "HUBLOG_TOKEN": "abc"}, "gateway"))
 
