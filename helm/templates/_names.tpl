@@ -89,8 +89,12 @@ app.kubernetes.io/name: nats
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{/* Of a duration in whole units. */}}
+{{/* A duration in seconds, and a size in bytes: what to compare, as floats. */}}
 {{- define "hublog.seconds" -}}
 {{- $units := dict "s" 1 "m" 60 "h" 3600 "d" 86400 -}}
-{{- mul (regexFind "^[0-9]+" . | int64) (get $units (regexFind "[a-z]+$" .)) -}}
+{{- mulf (regexFind "^[0-9.]+" . | float64) (get $units (regexFind "[a-z]+$" .)) -}}
+{{- end }}
+{{- define "hublog.bytes" -}}
+{{- $units := dict "" 1 "KiB" 1024 "MiB" 1048576 -}}
+{{- mulf (regexFind "^[0-9]+" . | float64) (get $units (regexFind "[A-Za-z]*$" .)) -}}
 {{- end }}

@@ -1,9 +1,12 @@
 """What the chart tells each process is what the real settings loader accepts for its role, and what the value meant."""
 
+import re
 from typing import Any
 
+import helm_python
 import pytest
 
+from events.errors import Misconfigured
 from service.settings import Role, Settings, variables
 from tests.servers.chart import command_line, containers, environment, render
 from tests.servers.chart_values import EVERYTHING, HOSTILE, LEAST, SECRETS, SETS
@@ -104,3 +107,48 @@ def test_strange_text_stays_text() -> None:
     assert gateway["EMPTY"] == ""
     assert gateway["HUBLOG_JWT_ISSUER"] == HOSTILE["auth"]["issuer"]
     assert "EVIL" not in gateway
+
+
+TIMES = (
+    *("0s", "0.05s", "0.15s", "0.5s", "1s", "1.5s", "14s", "15s", "16s", "89s", "90s", "90.5s", "121s", "59.5m", "60m"),
+    *("61m", "24h", "25h", "7d", "8d", "30d", "31d", "3650d", "3651d"),
+)
+SIZES = ("1023", "1024", "1KiB", "63KiB", "64KiB", "512KiB", "513KiB", "1024MiB", "1025MiB")
+BOUNDED = {
+    "log.maxAge": ("HUBLOG_MAX_AGE", TIMES),
+    "log.duplicateWindow": ("HUBLOG_DUPLICATE_WINDOW", TIMES),
+    "sessions.ttl": ("HUBLOG_SESSION_TTL", TIMES),
+    "readModels.staleAfter": ("HUBLOG_STALE_AFTER", TIMES),
+    "connections.natsGrace": ("HUBLOG_NATS_GRACE", TIMES),
+    "connections.outboxAge": ("HUBLOG_OUTBOX_AGE", TIMES),
+    "connections.pingInterval": ("HUBLOG_PING_INTERVAL", TIMES),
+    "connections.clientTimeout": ("HUBLOG_CLIENT_TIMEOUT", TIMES),
+    "connections.handshakeTimeout": ("HUBLOG_HANDSHAKE_TIMEOUT", TIMES),
+    "gateway.canaryEvery": ("HUBLOG_CANARY_EVERY", TIMES),
+    "connections.messageBytesMax": ("HUBLOG_MESSAGE_BYTES_MAX", SIZES),
+    "connections.outboxBytesMax": ("HUBLOG_OUTBOX_BYTES_MAX", SIZES),
+}
+
+
+@pytest.mark.parametrize("path", BOUNDED)
+def test_the_chart_refuses_what_the_loader_would(path: str) -> None:
+    section, value_name = path.split(".")
+    variable, tried = BOUNDED[path]
+    (plain,) = told(LEAST)["gateway"]
+    for value in tried:
+        try:
+            Settings.read({**plain, variable: value}, "gateway")
+            accepted = True
+        except Misconfigured:
+            accepted = False
+        values = {**LEAST, section: {**LEAST.get(section, {}), value_name: value}}
+        if accepted:
+            assert render(values)
+        else:
+            with pytest.raises(helm_python.HelmError, match=re.escape(section)):
+                render(values)
+
+
+def test_every_value_with_bounds_is_compared() -> None:
+    bounded = {one.name for one in variables().values() if re.search(r"seconds, or|bytes, or", one.expectation)}
+    assert bounded - {variable for variable, _ in BOUNDED.values()} == {"HUBLOG_DRAIN"}, "a whole number in the chart"
