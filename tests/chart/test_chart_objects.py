@@ -167,7 +167,10 @@ def test_policies_by_peer() -> None:
     assert sorted(reached(policies["projector"])) == [53, 4222, 4223, 4318, 6432]
     assert sorted(reached(policies["migrate"])) == [53, 4222, 4223, 6432]
     public, admin = policies["gateway"]["spec"]["ingress"]
-    assert public["from"] == EVERYTHING["networkPolicy"]["from"]["gateway"]
+    *named, probe = public["from"]
+    assert named == EVERYTHING["networkPolicy"]["from"]["gateway"]
+    labels, _ = pods(objects)["probe"]
+    assert selects(probe["podSelector"]["matchLabels"], labels), "or helm test would not come through"
     assert admin["from"] == EVERYTHING["networkPolicy"]["from"]["admin"]
     assert all(rule.get("to") for rule in policies["gateway"]["spec"]["egress"])
 
