@@ -199,13 +199,23 @@ def test_the_migration_comes_first_as_a_hook_with_all_it_needs() -> None:
     assert job["spec"]["ttlSecondsAfterFinished"] == 86_400
 
 
-def test_as_a_plain_job_it_is_another_one_when_it_would_do_something_else() -> None:
+def test_as_a_plain_job_it_is_another_one_when_its_pod_is() -> None:
     def name(**values: Any) -> str:
         return only(render({**GITOPS, **values}), "Job")["metadata"]["name"]  # type: ignore[no-any-return]
 
     assert name() == name(logLevel="debug")
-    names = [name(), name(image={"tag": "next"}), name(log={"maxAge": "9d"})]
-    assert len(set(names)) == 3
+    names = [
+        *(name(), name(image={"tag": "next"}), name(log={"maxAge": "9d"})),
+        # None of these changes what is done, and an API server refuses each as a change of the same Job.
+        *(
+            name(labels={"team": "hub"}),
+            name(podSecurity={"runAsUser": None}),
+            name(serviceAccount={"existing": "own"}),
+        ),
+        name(migrate={**GITOPS["migrate"], "extraEnv": [{"name": "A", "value": "b"}]}),
+        name(migrate={**GITOPS["migrate"], "resources": {"requests": {"cpu": "1"}}}),
+    ]
+    assert len(set(names)) == len(names)
     job = only(render(GITOPS), "Job")
     assert "annotations" not in job["metadata"]
     assert (
