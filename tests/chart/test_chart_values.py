@@ -313,3 +313,9 @@ def test_the_notes_say_what_to_do_next() -> None:
     assert "THE DOOR IS OPEN" in open_door
     assert not re.search("Keys were made|Network policies", open_door)
     assert "https://hub.example.com/hubs/<hub>" in templates(SETS["everything"])["hublog/templates/NOTES.txt"]
+    own_host = {"ingress": {"enabled": True, "hosts": ["ops.example.com"], "tlsSecret": "ops"}}
+    telling = {**MINIMAL, "api": own_host, "telemetry": {"otlpEndpoint": "http://collector:9999"}}
+    said = templates(telling)["hublog/templates/NOTES.txt"]
+    assert "https://ops.example.com/schema" in said
+    assert "Traces get out by 4317, 4318 only" in said
+    assert "Traces" not in notes
