@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 import structlog
@@ -76,6 +77,7 @@ class GatewayServer:
     async def _negotiate(self, request: web.Request) -> web.Response:
         headers = self._cors(request)
         try:
+            _check_query(request)
             peer = self._peer(request)
             if self.context.draining:
                 raise ShuttingDown("this node is going away")
@@ -105,6 +107,7 @@ class GatewayServer:
 
     async def _connect(self, request: web.Request) -> web.StreamResponse:
         self._cors(request)
+        _check_query(request)
         if request.headers.get(hdrs.UPGRADE, "").lower() != "websocket":
             raise InvalidQuery("only WebSockets are served here: the Upgrade header is missing")
         token = request.query.get("id")
@@ -230,6 +233,16 @@ class GatewayServer:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311  jitter is no secret
         given_up = await self.context.closings.finish(max(drain_s / 2, CLOSINGS_GRACE_S))
         _log.info("gateway.drained", connections=len(connections), sessions_left_open=given_up)
+
+
+def _check_query(request: web.Request) -> None:
+    """yarl reads bytes that are no UTF-8 as U+FFFD, and two users of such names would be one. Raises: InvalidQuery."""
+    # aiohttp hands out bytes beyond ASCII as surrogates; they were sent, so they are read as the UTF-8 they may be.
+    sent = request.rel_url.raw_query_string.encode("utf-8", "surrogateescape")
+    try:
+        unquote_to_bytes(sent).decode()
+    except UnicodeDecodeError as exc:
+        raise InvalidQuery("the query is not UTF-8 once decoded") from exc
 
 
 def _options(request: web.Request, traceparent: str | None = None) -> WireOptions:

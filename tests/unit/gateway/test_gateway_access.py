@@ -12,6 +12,7 @@ import jwt
 import msgspec
 import pytest
 from structlog.testing import capture_logs
+from yarl import URL
 
 from service.access.bearer import LEEWAY_S, Verifier
 from service.access.door import LINES_PER_S, Door
@@ -117,6 +118,20 @@ async def test_nobody_says_who_they_are_beside_their_token(http: aiohttp.ClientS
             assert (await answer.json())["error"].startswith("invalid_query: ")
     async with http.ws_connect(url + "&user=ann"):
         pass
+
+
+@pytest.mark.parametrize(
+    "query", ["user=%ff", "user=%ED%A0%80", "user=caf%E9", "user=ann&meta=%7B%22a%22:%22%fe%22%7D"]
+)
+async def test_a_name_in_bytes_that_are_no_utf8_is_refused_and_not_mended(
+    http: aiohttp.ClientSession, node: Node, query: str
+):
+    url = URL(f"{node.url}/hubs/chat?{query}", encoded=True)
+    async with http.get(url, headers=UPGRADE) as answer:
+        assert (answer.status, (await answer.json(content_type=None))["code"]) == (400, "invalid_query")
+    async with http.post(URL(f"{node.url}/hubs/chat/negotiate?{query}", encoded=True)) as answer:
+        assert (await answer.json())["error"].startswith("invalid_query: the query is not UTF-8")
+    assert not node.log.sessions()
 
 
 async def test_a_negotiation_is_only_for_who_negotiated(http: aiohttp.ClientSession, locked: Node):
