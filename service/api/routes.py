@@ -26,6 +26,7 @@ from events.errors import (
 )
 from events.ids import EventId, GroupName, HubName, SessionId, parse_hub, parse_name
 from events.nesting import NESTING_MAX, too_deep
+from events.surrogates import LONE_SURROGATE, cut_inside_a_character
 from service.access.claims import READ, WRITE
 
 Handler = Callable[..., Awaitable[object]]
@@ -245,7 +246,7 @@ def decode_body(raw: bytes, shape: type[msgspec.Struct]) -> msgspec.Struct:
                 raise refusal(said) from exc
         raise InvalidBody(said) from exc
     except (msgspec.DecodeError, RecursionError) as exc:
-        raise InvalidBody(f"the body is not JSON: {exc}") from exc
+        raise InvalidBody(LONE_SURROGATE if cut_inside_a_character(raw) else f"the body is not JSON: {exc}") from exc
 
 
 _ESCAPE_BROKEN = re.compile(rb"%(?![0-9A-Fa-f]{2})")

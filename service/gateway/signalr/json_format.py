@@ -9,6 +9,7 @@ Hot path: arguments and results are never decoded, only checked, and are copied 
 import msgspec
 
 from events.errors import BadHandshake, BadMessage, HublogError, InvalidArguments, NotAvailable, UnsupportedProtocol
+from events.surrogates import LONE_SURROGATE, read_leniently
 from service.gateway.signalr.messages import (
     CancelReceived,
     CloseReceived,
@@ -215,9 +216,24 @@ def _unreadable(record: bytes, cause: Exception) -> Exception:
     elif isinstance(cause, msgspec.ValidationError):
         error = BadMessage(f"the message does not fit: {cause}")
     else:
-        error = BadMessage("the message is not JSON")
+        return _cut_short(record)
     try:
         call = _peek(record)
     except _UNREADABLE:
+        return error
+    return RefusedCall(call.invocationId, error) if call.type in {1, 4} else error
+
+
+def _cut_short(record: bytes) -> Exception:
+    """No JSON to msgspec. A text that was cut inside a character, as clients do to long ones, costs only its call."""
+    try:
+        read = read_leniently(record)
+    except (ValueError, RecursionError):
+        return BadMessage("the message is not JSON")
+    error = BadMessage(LONE_SURROGATE)
+    try:
+        call = msgspec.convert(read, _Peek)
+        call.invocationId.encode()
+    except (msgspec.ValidationError, UnicodeEncodeError):
         return error
     return RefusedCall(call.invocationId, error) if call.type in {1, 4} else error

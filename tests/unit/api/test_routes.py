@@ -207,6 +207,11 @@ def test_bodies_that_cannot_be_read_are_refused(body):
         said(body)
 
 
+def test_a_text_that_was_cut_inside_a_character_is_named_as_such():
+    with pytest.raises(InvalidBody, match="half of a surrogate pair"):
+        said(GOOD % b'["cut: \\ud83d"]')
+
+
 @pytest.mark.parametrize(
     "selector",
     [b"1", b"null", b"{}", b'{"to":"nobody"}', b'{"to":"group"}', b'{"to":"all","x":1}', b'{"to":"group","group":1}'],

@@ -85,6 +85,8 @@ def test_what_clients_say_is_understood(record: bytes, message: object):
         (b'{"type":1,"invocationId":"1","target":"m","arguments":null}', "invalid_arguments"),
         (b'{"type":1,"invocationId":"1","target":"m","arguments":["\xff"]}', "bad_message"),
         (b'{"type":1,"invocationId":"1","target":"m","arguments":[],"x":"\xc3("}', "bad_message"),
+        (b'{"type":1,"invocationId":"1","target":"m","arguments":["\\ud83d"]}', "bad_message"),
+        (b'{"type":1,"invocationId":"1","target":"\\uDE00m","arguments":[]}', "bad_message"),
         (b'{"type":1,"invocationId":"1","target":"m","arguments":[],"streamIds":["2"]}', "not_available"),
         (b'{"type":4,"invocationId":"1","target":"m","arguments":[]}', "not_available"),
     ],
@@ -94,6 +96,14 @@ def test_a_wrong_call_with_a_readable_id_is_refused_alone(record: bytes, code: s
         wire.decode(record)
     assert refused.value.invocation_id == "1"
     assert refused.value.error.code == code
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "cut: \ude00", "\ud83d and more", "\ude00\ud83d"])
+def test_a_text_that_was_cut_inside_a_character_costs_its_call_and_says_so(text: str):
+    record = json.dumps({"type": 1, "invocationId": "7", "target": "say", "arguments": [text]}).encode()
+    with pytest.raises(RefusedCall, match="half of a surrogate pair") as refused:
+        wire.decode(record)
+    assert refused.value.invocation_id == "7"
 
 
 @pytest.mark.parametrize(
@@ -106,6 +116,11 @@ def test_a_wrong_call_with_a_readable_id_is_refused_alone(record: bytes, code: s
         b'{"type":1,"target":"m","arguments":[]',
         b'{"type":1,"invocationId":"1","target":"m","arguments":["a\nb"]}',
         b'{"type":1,"invocationId":"1","target":"m","arguments":[NaN]}',
+        b'{"type":1,"invocationId":"1","target":"m","arguments":["\\ud83d",NaN]}',
+        b'{"type":1,"invocationId":"1","target":"m","arguments":["\\ud83d"]',
+        b'{"type":1,"invocationId":"\\ud83d","target":"m","arguments":[]}',
+        b'{"type":1,"target":"m","arguments":["\\ud83d"]}',
+        b'{"type":6,"x":"\\ud83d"}',
         b'{"type":1,"target":"m","arguments":{}}',
         b'{"type":1,"invocationId":1,"target":"m","arguments":[]}',
         b'{"type":1,"invocationId":"1","target":"m","arguments":' + b"[" * 5000 + b"]" * 5000 + b"}",
