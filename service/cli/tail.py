@@ -23,6 +23,7 @@ from service.spelling import Secret
 from service.up.board import read_processes
 
 TEXT_CHARS_MAX = 120
+ZERO_WIDTH_JOINER = "\u200d"  # holds emoji together, and is not printable to Python
 COLOURS = {"session": "cyan", "invocation": "green", "node": "magenta", "room": "blue"}
 
 
@@ -140,7 +141,7 @@ def _render(log: JetStreamLog, number: int, recorded: Recorded, chosen: Filter, 
     try:
         envelope = codec.envelope(recorded.payload)
     except HublogError as exc:
-        return Text(f"{position}  {recorded.subject}  {exc.wire()}", style="red")
+        return Text(_plain(f"{position}  {recorded.subject}  {exc.wire()}"), style="red")
     try:
         event: codec.Event | None = codec.event_of(envelope)
     except HublogError:
@@ -165,9 +166,9 @@ def _line(
     line.append(f"{envelope.at[11:23]} ", style="dim")
     line.append(f"{subject.hub:<12} ", style="bold")
     line.append(f"{name:<20} ", style=colour)
-    line.append(_short(_where(subject)), style="yellow")
-    line.append("  " + _what(event))
-    line.append(f"  by {envelope.actor}", style="dim")
+    line.append(_plain(_short(_where(subject))), style="yellow")
+    line.append("  " + _plain(_what(event)))
+    line.append(_plain(f"  by {envelope.actor}"), style="dim")
     return line
 
 
@@ -199,3 +200,14 @@ def _what(event: codec.Event | None) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= TEXT_CHARS_MAX else text[: TEXT_CHARS_MAX - 1] + "…"
+
+
+def _plain(text: str) -> str:
+    """Names and arguments are anybody's: a line break would forge a line, and an escape would command the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char == ZERO_WIDTH_JOINER else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode()

@@ -1,5 +1,6 @@
 """``hublog tail`` on a real log: what is shown, chosen, and refused."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -94,6 +95,23 @@ def test_a_line_says_where_when_what_and_by_whom(told: NatsServer, tmp_path: Pat
     assert (hub, name, kind, group, what) == ("chat", "invocation.requested", "group", "lobby", 'say("hi")')
     assert by == ["by", "system:api"]
     assert ran.stderr == ""
+
+
+async def test_what_clients_name_can_neither_forge_a_line_nor_command_the_terminal(
+    told: NatsServer, tmp_path: Path
+) -> None:
+    group, forged = "a\nb\x1b[31m", "k7qd.0-9 FORGED"
+    arguments = msgspec.Raw('["\u009b2J\u202e 👩\u200d🚀"]'.encode())
+    call = invocation.Requested(target=f"t\r\n{forged}", arguments=arguments, selector=Group(group=group))
+    log = await jetstream_log(told.url, name="test")
+    at = subjects.HubSubjects(HubName("chat"), 1)
+    await log.publish(at.group(group), Author().write(call, actor=f"user:eve\n{forged}"))
+    await log.close()
+    ran = await asyncio.to_thread(tail, "-n", "1", url=told.url, cwd=tmp_path)
+    (line,) = ran.stdout.splitlines()
+    assert r"group a\nb\x1b[31m" in line
+    assert r't\r\nk7qd.0-9 FORGED("\x9b2J\u202e 👩' + "\u200d🚀" in line
+    assert line.endswith(r"by user:eve\nk7qd.0-9 FORGED")
 
 
 def test_a_position_is_where_it_starts_and_that_of_another_epoch_is_refused(told: NatsServer, tmp_path: Path) -> None:
