@@ -133,7 +133,8 @@ def tail(
     group: Annotated[str | None, typer.Option(help="Only what concerns this group.")] = None,
     after: Annotated[str | None, typer.Option(help="Start behind this position, e.g. k7qd.0-1523.")] = None,
     lines: Annotated[
-        int, typer.Option("--lines", "-n", min=0, help="Without --after: start this many events back.")
+        int,
+        typer.Option("--lines", "-n", min=0, help="Without --after: start with the last so many that fit the filters."),
     ] = 10,
     once: Annotated[bool, typer.Option("--once", help="Stop at today's end of the log.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as the API shows events.")] = False,

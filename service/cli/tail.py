@@ -5,6 +5,7 @@ interpret: what an event means is said by ``events``.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from events import codec, invocation, node, session, subjects
 from events.envelope import Envelope, Recorded
-from events.errors import EpochMismatch, HublogError, Misconfigured
+from events.errors import EpochMismatch, HublogError, InvalidPosition, Misconfigured
 from events.ids import Position, parse_hub, parse_position
 from service.log.jetstream import JetStreamLog
 from service.process.parts import the_log
@@ -22,6 +23,7 @@ from service.settings import Settings
 from service.spelling import Secret
 from service.up.board import read_processes
 
+LOOK_BACK_MAX = 100_000  # events of a partition, some seconds of reading: so far back is searched for what is wanted
 TEXT_CHARS_MAX = 120
 ZERO_WIDTH_JOINER = "\u200d"  # holds emoji together, and is not printable to Python
 COLOURS = {"session": "cyan", "invocation": "green", "node": "magenta", "room": "blue"}
@@ -75,23 +77,34 @@ async def follow(
     settings = _settings(data_dir)
     console = Console(soft_wrap=True, highlight=False)
     async with the_log(settings, "hublog tail") as log:
-        starts = await _starts(log, after, lines)
-        ends = {number: await log.last_sequence(number) for number in starts} if once else {}
+        starts = await _starts(log, after, lines if chosen == Filter() else max(lines, LOOK_BACK_MAX))
+        ends = {number: await log.last_sequence(number) for number in starts}
+
+        def tell(waiting: deque[Text | str]) -> None:
+            while waiting:
+                console.print(waiting.popleft(), markup=False)
 
         async def show(number: int) -> None:
             """One partition in its order; several are shown as they come."""
-            end = ends.get(number)
-            if end is not None and starts[number] >= end:
+            end = ends[number]
+            past: deque[Text | str] = deque(maxlen=lines)  # of what was there before only the newest are asked for
+            if starts[number] >= end and once:
                 return
             async for batch in log.follow(number, starts[number]):
                 for recorded in batch:
-                    if end is not None and recorded.sequence > end:
-                        return
+                    if recorded.sequence > end:
+                        tell(past)
+                        if once:
+                            return
                     line = _render(log, number, recorded, chosen, _json_line if as_json else _line)
-                    if line is not None:
+                    if line is not None and after is None and recorded.sequence <= end:
+                        past.append(line)
+                    elif line is not None:
                         console.print(line, markup=False)
-                if end is not None and batch and batch[-1].sequence >= end:
-                    return
+                if batch and batch[-1].sequence >= end:
+                    tell(past)
+                    if once:
+                        return
 
         async with asyncio.TaskGroup() as partitions:
             for number in starts:
@@ -121,6 +134,8 @@ async def _starts(log: JetStreamLog, after: str | None, lines: int) -> dict[int,
         start = parse_position(after)
         if start.epoch != log.epoch:
             raise EpochMismatch(f"the log is at epoch {log.epoch}, not {start.epoch}")
+        if start.partition >= log.partitions:
+            raise InvalidPosition(f"{after} is of partition {start.partition}; the log has {log.partitions}")
     starts = {}
     for number in range(log.partitions):
         last = await log.last_sequence(number)

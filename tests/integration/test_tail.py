@@ -87,6 +87,22 @@ async def test_filters_choose_by_what_an_event_concerns(
     assert shown(capsys.readouterr().out) == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("-n", "1", "--group", "lobby"), EVERYTHING[2:3]),
+        (("-n", "1", "--session", "s-ann"), EVERYTHING[1:2]),
+        (("-n", "2", "--type", "session"), [EVERYTHING[1], EVERYTHING[3]]),
+        (("-n", "1"), EVERYTHING[3:]),
+        (("-n", "0", "--group", "lobby"), []),
+    ],
+)
+def test_the_lines_asked_for_are_the_last_that_fit(
+    told: NatsServer, tmp_path: Path, options: tuple[str, ...], expected: list[str]
+) -> None:
+    assert shown(tail("--json", *options, url=told.url, cwd=tmp_path).stdout) == expected
+
+
 def test_a_line_says_where_when_what_and_by_whom(told: NatsServer, tmp_path: Path) -> None:
     ran = tail("--type", "invocation", url=told.url, cwd=tmp_path)
     (line,) = ran.stdout.splitlines()
@@ -121,6 +137,9 @@ def test_a_position_is_where_it_starts_and_that_of_another_epoch_is_refused(told
     refused = tail("--after", "zzzz.0-3", url=told.url, cwd=tmp_path)
     assert refused.returncode == 2
     assert f"the log is at epoch {epoch}, not zzzz" in refused.stderr
+    refused = tail("--after", f"{epoch}.1-3", url=told.url, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "is of partition 1" in refused.stderr
 
 
 def test_it_finds_the_nats_of_the_up_that_runs_here_or_says_what_to_do(told: NatsServer, tmp_path: Path) -> None:
