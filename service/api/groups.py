@@ -1,6 +1,6 @@
 """Groups of a hub and their members; who is in, who is put in, who is taken out."""
 
-from events.errors import LogUnavailable, SessionClosed, TooManyGroups
+from events.errors import Conflict, LogUnavailable, OutcomeUnknown, SessionClosed, TooManyGroups
 from events.ids import GroupName, HubName, SessionId
 from projections.read import Page
 from projections.read import groups as read
@@ -42,6 +42,6 @@ async def delete_member(api: Api, hub: HubName, group: GroupName, session: Sessi
 ROUTES = (
     get("/v1/hubs/{hub}/groups", list_groups),
     get(_MEMBERS, list_members),
-    put(f"{_MEMBERS}/{{session}}", put_member, SessionClosed, TooManyGroups, LogUnavailable),
-    delete(f"{_MEMBERS}/{{session}}", delete_member, LogUnavailable),
+    put(f"{_MEMBERS}/{{session}}", put_member, SessionClosed, TooManyGroups, Conflict, LogUnavailable, OutcomeUnknown),
+    delete(f"{_MEMBERS}/{{session}}", delete_member, Conflict, LogUnavailable, OutcomeUnknown),
 )

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, UnsetType
 
-from events.errors import EpochMismatch, InvalidPosition, LogUnavailable, SessionNotFound
+from events.errors import Conflict, EpochMismatch, InvalidPosition, LogUnavailable, OutcomeUnknown, SessionNotFound
 from events.ids import HubName, SessionId
 from projections.read import Page
 from projections.read import events as read_events
@@ -74,6 +74,6 @@ async def kick_session(api: Api, hub: HubName, session: SessionId, query: Acting
 ROUTES = (
     get("/v1/hubs/{hub}/sessions", list_sessions),
     get("/v1/hubs/{hub}/sessions/{session}", get_session),
-    delete("/v1/hubs/{hub}/sessions/{session}", kick_session, LogUnavailable),
+    delete("/v1/hubs/{hub}/sessions/{session}", kick_session, Conflict, LogUnavailable, OutcomeUnknown),
     get("/v1/hubs/{hub}/sessions/{session}/history", list_session_history, InvalidPosition, EpochMismatch),
 )

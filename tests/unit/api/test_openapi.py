@@ -125,6 +125,21 @@ def test_every_error_stands_under_its_status_and_has_an_example(document):
                 assert code in every_error()
 
 
+def test_every_change_says_that_the_log_may_not_answer_or_that_nobody_may_know(document):
+    for path, method, operation in operations(document):
+        if method == "get":
+            continue
+        codes = {
+            code
+            for status, response in operation["responses"].items()
+            if status != "200"
+            for code in response["content"]["application/problem+json"]["examples"]
+        }
+        # What is unconditional, a call, knows no conflict.
+        due = {"log_unavailable", "outcome_unknown"} | ({"conflict"} if method != "post" else set())
+        assert due <= codes, f"{method} {path}"
+
+
 def test_every_component_is_sound_named_plainly_and_used(document):
     text = msgspec.json.encode(document).decode()
     for name, schema in document["components"]["schemas"].items():
