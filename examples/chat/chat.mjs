@@ -16,15 +16,40 @@ const HELP = `/join <group>      join a group, and talk there
 /quit              leave; so does the end of the input
 anything else      say it to the group`;
 
-const { values: options } = parseArgs({
+const USAGE = `node chat.mjs [options]
+
+  --url <url>         a gateway and a hub [http://127.0.0.1:8000/hubs/chat]
+  --user <name>       who you are [your login]
+  --group <group>     where you talk first [lobby]
+  --api <url>         the API that /who asks, e.g. http://127.0.0.1:8100
+  --skip-negotiation  open the WebSocket at once, one round trip less`;
+
+const { values: options } = readOptions({
   options: {
+    help: { type: "boolean", default: false },
     url: { type: "string", default: "http://127.0.0.1:8000/hubs/chat" },
     user: { type: "string", default: process.env.USER ?? "somebody" },
     group: { type: "string", default: "lobby" },
-    api: { type: "string" }, // e.g. http://127.0.0.1:8100
-    "skip-negotiation": { type: "boolean", default: false }, // open the WebSocket at once, one round trip less
+    api: { type: "string" },
+    "skip-negotiation": { type: "boolean", default: false },
   },
 });
+
+if (options.help) {
+  console.log(USAGE);
+  process.exit();
+}
+
+function readOptions(known) {
+  try {
+    const read = parseArgs(known);
+    if (!/^https?:/.test(read.values.url) || !URL.canParse(read.values.url)) throw new Error(`No URL of http: '${read.values.url}'`);
+    return read;
+  } catch (error) {
+    console.error(`${error.message}\n\n${USAGE}`);
+    process.exit(2);
+  }
+}
 
 // --- the connection -------------------------------------------------------------------------------------------------
 
