@@ -171,12 +171,12 @@ class NotAvailable(Refused):
 
 class NotFound(Refused):
     code = "not_found"
-    hint = "Check the path and the identifiers in it; /schema lists every route."
+    hint = "Check the path and the identifiers in it; /schema of the API lists its routes, docs/clients.md a gateway's."
 
 
 class MethodNotFound(Refused):
     code = "method_not_found"
-    hint = "Call one of hub.session, hub.join, hub.leave, hub.leaveAll, hub.groups, hub.invoke."
+    hint = "Call one of hub.session, hub.join, hub.leave, hub.leaveAll, hub.groups, hub.invoke, hub.resume."
 
 
 class PayloadTooLarge(Refused):
@@ -191,7 +191,7 @@ class LimitTooLarge(Refused):
 
 class InvalidQuery(Refused):
     code = "invalid_query"
-    hint = "See /schema for the parameters of this route."
+    hint = "/schema of the API has the parameters of its routes, docs/clients.md those of a connection."
 
 
 class InvalidBody(Refused):
