@@ -7,12 +7,13 @@ from typing import TypeAlias
 
 import msgspec
 
-from events.errors import InvalidArguments, InvalidOption
+from events.errors import InvalidArguments, InvalidName, InvalidOption
 from events.ids import EventId, parse_name
 from events.nesting import NESTING_MAX, too_deep
 from events.selector import Route, Selector
 
 ARGUMENTS_NONE = msgspec.Raw(b"[]")
+OWN_TARGETS = "hub."
 KEY_CHARACTERS_MAX = 128
 TTL_MS_MAX = 2**53 - 1  # where nothing else bounds it: beyond, JSON's readers no longer agree
 
@@ -76,6 +77,8 @@ def requested(
     Raises: InvalidName (target), InvalidArguments, InvalidOption.
     """
     parse_name(target, "target")
+    if target.startswith(OWN_TARGETS):  # hub.cursor tells a client where it is: nobody else may say that
+        raise InvalidName(f"the target begins with {OWN_TARGETS}, as what hublog itself calls on clients")
     check_arguments(arguments)
     longest_ms = ttl_ms_max if ttl_ms_max is not None else TTL_MS_MAX
     if ttl_ms is not None and not 1 <= ttl_ms <= longest_ms:

@@ -73,7 +73,7 @@ def test_what_a_selector_meant_is_in_the_event():
     assert event.caller == "me"
 
 
-@pytest.mark.parametrize("target", ["", "x" * 257, "a\0"])
+@pytest.mark.parametrize("target", ["", "x" * 257, "a\0", "hub.cursor", "hub.answered"])
 def test_a_target_is_a_name(target):
     with pytest.raises(InvalidName, match="target"):
         requested(ROUTE, TO, target, b"[]")
