@@ -158,7 +158,9 @@ class Handover:
             frame = resumer.page.popleft()
             resumer.page_bytes -= len(frame)
             receiver.outbox.write(frame)
-        while whole and not gate.dropped and await self._room(receiver):
+        while whole and await self._room(receiver):
+            if gate.dropped:
+                break  # perhaps while there was no room: it is not empty because all has gone out
             kept = gate.pop(beyond=high)
             if kept is None:
                 self.resumed += 1

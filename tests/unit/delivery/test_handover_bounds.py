@@ -116,6 +116,28 @@ async def test_a_resumer_that_does_not_read_holds_no_more_than_its_bound_and_get
     await asyncio.gather(services, return_exceptions=True)
 
 
+async def test_what_the_gate_drops_while_there_is_no_room_for_the_last_of_it_comes_from_the_log():
+    world = Away(lambda: pytest.fail("nobody is slow"))
+    missed = OUTBOX_BYTES // FRAME_BYTES // 2  # all of it is written, and then it waits for room
+    world.called(missed)
+    services = asyncio.ensure_future(repair.run(world.dispatcher))
+    await turns(2)
+    resumer = world.comes_back()
+    await world.look(resumer, 200)
+    assert not resumer.page
+    assert not resumer.gate.is_open
+    world.called(LIVE)
+    await world.look(resumer, 20)
+    assert resumer.gate.dropped
+    while not resumer.gate.is_open:
+        world.transport.take(5)
+        await world.look(resumer, 20)
+    world.transport.take(missed + LIVE)
+    assert world.transport.read == list(range(missed + LIVE + 1))
+    services.cancel()
+    await asyncio.gather(services, return_exceptions=True)
+
+
 async def test_it_reads_no_further_than_its_pages(monkeypatch: pytest.MonkeyPatch):
     """A long absence is not in memory at once."""
     world = Away(lambda: pytest.fail("nobody is slow"))
