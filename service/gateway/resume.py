@@ -16,6 +16,7 @@ from service.delivery.handover import Resumer
 from service.delivery.interest import Receiver
 from service.gateway import tokens
 from service.gateway.context import GatewayContext
+from service.gateway.letting_go import detachment, let_go
 from service.sessions.manager import Manager
 from service.sessions.registry import KnownSession
 
@@ -49,7 +50,7 @@ async def take_over(
     """Attach ``receiver``'s connection to the session that the token names; ``receiver`` is completed with it.
 
     Raises: BadToken, TokenUserMismatch, TokenStale, EpochMismatch, InvalidPosition, SessionNotFound, SessionClosed,
-    NotResumable; then nothing is heard for the receiver.
+    NotResumable, Unavailable; then nothing is heard for the receiver, and a session that was attached is let go.
     """
     hub = manager.hub
     dispatcher, subjects = context.dispatcher(hub), context.subjects(hub)
@@ -75,6 +76,7 @@ async def take_over(
         now_us=context.author.now_us(),
         ttl_us=context.session_ttl_us,
     )
+    attachment = None
     try:
         attachment = await manager.sessions.attach(receiver.session, command, expect)
         known = attachment.known
@@ -88,6 +90,12 @@ async def take_over(
             standing.resync, standing.cursor = "lost", known.sequence
     except BaseException:
         dispatcher.interest.release(receiver)
+        if attachment is not None:  # the log says that it is here: it must wait for its client again
+            seen_us = context.author.now_us()
+            detach = detachment(receiver.connection, "transport_error", seen_us, None)
+            context.closings.start(
+                let_go(context, manager, receiver.session, receiver.connection, "transport_error", detach)
+            )
         raise
     before = attachment.before
     state = before.state if before.sequence <= standing.cursor else None

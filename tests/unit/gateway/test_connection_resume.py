@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from events import session
+from events.errors import LogUnavailable
 from events.ids import SessionId
 from tests.servers.gateway import SUBJECTS, MakeNode, Node, until
-from tests.servers.raw_signalr import RawClient
+from tests.servers.raw_signalr import HANDSHAKE, RawClient
 
 
 @pytest.fixture
@@ -148,6 +149,37 @@ async def test_what_is_refused_gives_a_new_session_and_says_why(node: Node, chan
         error = await asked(client, "hub.resume", {**first, **change}["resumeToken"], {**first, **change}["cursor"])
         assert error.startswith(f"{code}: ")
         assert (await asked(client, "hub.session"))["sessionId"] == answer["sessionId"]
+
+
+async def test_a_cursor_ahead_of_the_log_leaves_the_session_waiting(node: Node):
+    async with node.client("?resumable=1") as client:
+        first = await asked(client, "hub.session")
+    subject = SUBJECTS.session(SessionId(first["sessionId"]))
+    await until(lambda: node.log.sessions()[subject].status == "detached", "the detach")
+    async with node.client(resume(first, "mema.0-99999")) as client:
+        assert (await asked(client, "hub.session"))["code"] == "invalid_position"
+        await until(lambda: node.log.sessions()[subject].status == "detached", "it to wait again")
+    async with node.client(resume(first)) as client:
+        assert (await asked(client, "hub.session"))["sessionId"] == first["sessionId"]
+    await node.empty()
+
+
+async def test_a_log_that_goes_away_behind_the_attached_leaves_the_session_waiting(node: Node, monkeypatch):  # type: ignore[no-untyped-def]
+    async with node.client("?resumable=1") as client:
+        first = await asked(client, "hub.session")
+    subject = SUBJECTS.session(SessionId(first["sessionId"]))
+
+    async def away(_partition: int) -> int:
+        raise LogUnavailable("no answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(node.log, "first_sequence", away)
+        async with node.client(resume(first), handshake=None) as client:
+            client.send(HANDSHAKE)
+            await client.end()
+        await until(lambda: node.log.sessions()[subject].status == "detached", "it to wait again")
+        assert [type(event) for _, event in node.log.events(subject)][-2:] == [session.Attached, session.Detached]
+    await node.empty()
 
 
 async def test_a_token_is_for_its_user(node: Node):
