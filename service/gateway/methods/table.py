@@ -8,6 +8,7 @@ import msgspec
 from events import session
 from events.errors import InvalidArguments, MethodNotFound, NotResumable, SessionClosed
 from events.ids import Position, SessionId, parse_name
+from service.gateway import tokens
 from service.gateway.methods.caller import Caller
 from service.gateway.resume import resume_token
 from service.sessions.manager import Manager
@@ -66,11 +67,15 @@ async def hub_resume(caller: Caller, raw: bytes) -> bytes:
     if not caller.resumable:
         raise NotResumable("the connection was opened without ?resumable")
     manager = _manager(caller)
+    if tokens.open_resume(caller.context.ring, asked.token, manager.hub).session == caller.session_id:
+        return await hub_session(caller, b"[]")  # it has that session: there is nobody to take it from
     resumer = await caller.take_over(manager, asked.token, asked.cursor)
-    answer = await _session_answer(caller)
-    # The last thing: others are collected for a moment first, so the answer is written before anything that was missed.
-    caller.context.handover(manager.hub).begin(manager.hub, resumer)
-    return answer
+    try:
+        return await _session_answer(caller)
+    finally:
+        # The last thing, and whatever the answer is, since the session is here now. Others are collected for a moment
+        # first, so the answer is written before anything that was missed.
+        caller.context.handover(manager.hub).begin(manager.hub, resumer)
 
 
 async def _session_answer(caller: Caller) -> bytes:

@@ -9,6 +9,7 @@ import pytest
 from events import session
 from events.errors import LogUnavailable
 from events.ids import SessionId
+from service.gateway.methods import table
 from tests.servers.gateway import SUBJECTS, MakeNode, Node, until
 from tests.servers.raw_signalr import HANDSHAKE, RawClient
 
@@ -149,6 +150,46 @@ async def test_what_is_refused_gives_a_new_session_and_says_why(node: Node, chan
         error = await asked(client, "hub.resume", {**first, **change}["resumeToken"], {**first, **change}["cursor"])
         assert error.startswith(f"{code}: ")
         assert (await asked(client, "hub.session"))["sessionId"] == answer["sessionId"]
+
+
+async def test_who_resumes_the_session_that_it_has_keeps_it(node: Node, speaker: RawClient):
+    async with node.client("?resumable=1") as client:
+        first = await asked(client, "hub.session")
+    async with node.client(resume(first)) as client:
+        mine = await asked(client, "hub.session")
+        for token in (mine["resumeToken"], first["resumeToken"]):
+            again = await asked(client, "hub.resume", token, mine["cursor"])
+            assert (again["sessionId"], again["resumed"]) == (first["sessionId"], True)
+        live = await say(speaker, "live")
+        await client.record(containing=live.encode())
+        assert said(client) == [["live", live]]
+        kinds = [type(event) for _, event in node.log.events(SUBJECTS.session(SessionId(first["sessionId"])))]
+        assert kinds == [session.Opened, session.Detached, session.Attached]
+    async with node.client("?resumable=1") as fresh:
+        early = await say(speaker, "early")
+        token = (await asked(fresh, "hub.session"))["resumeToken"]
+        await asked(fresh, "hub.resume", token, "mema.0-1")
+        await fresh.record(containing=early.encode())
+        assert said(fresh) == [["early", early]]
+
+
+async def test_what_was_missed_comes_even_if_the_answer_fails(node: Node, speaker: RawClient, monkeypatch):  # type: ignore[no-untyped-def]
+    async with node.client("?resumable=1") as client:
+        first = await asked(client, "hub.session")
+    missed = await say(speaker, "missed")
+
+    async def broken(_caller: object) -> bytes:
+        raise LogUnavailable("no answer")
+
+    async with node.client("?resumable=1") as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(table, "_session_answer", broken)
+            error = await asked(client, "hub.resume", first["resumeToken"], first["cursor"])
+            assert error.startswith("log_unavailable: ")
+        await client.record(containing=missed.encode())
+        answer = await asked(client, "hub.resume", first["resumeToken"], first["cursor"])
+        assert (answer["sessionId"], answer["resumed"]) == (first["sessionId"], True)
+        assert said(client) == [["missed", missed]]
 
 
 async def test_a_cursor_ahead_of_the_log_leaves_the_session_waiting(node: Node):
