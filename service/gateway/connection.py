@@ -211,7 +211,7 @@ class Connection:
         try:
             async with self.context.admission:
                 manager = await self._admit()
-                if self._ended:
+                if not self._here():
                     return
                 if self.peer.wire.token is not None:
                     resumer = await self._resume(manager)
@@ -256,7 +256,7 @@ class Connection:
         Raises: BadToken, Refused (and nothing has changed), Unavailable.
         """
         receiver = self._receiver(SessionId(""), None)
-        taken = await take_over(self.context, manager, receiver, token, cursor, self.peer.user)
+        taken = await take_over(self.context, manager, receiver, token, cursor, self.peer.user, self._here)
         if self._ended:  # meanwhile; what was taken over must wait for its client again
             self.context.dispatcher(self.peer.hub).interest.release(receiver)
             self._let_go(manager, receiver.session, "transport_error")
@@ -272,6 +272,10 @@ class Connection:
         if self.context.coordinator.standing(self.id) == "active":
             self.context.coordinator.move(self, "active")  # now with another session
         return taken.resumer
+
+    def _here(self) -> bool:
+        """Whether somebody is there still. While a frame is at work the transport alone knows."""
+        return not self._ended and not self._wire.transport.is_closing()
 
     def begin_delivery(self) -> None:
         """A resumable connection has asked who it is: what was kept since its session opened goes out."""

@@ -4,12 +4,13 @@ Owns the checks of token and cursor and the order of the steps: hear what the se
 only then let go of what the connection had before. What was missed is the hand-over's.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
 
 from events import session
-from events.errors import EpochMismatch, InvalidPosition, TokenUserMismatch
+from events.errors import EpochMismatch, InvalidPosition, LogOverloaded, Refused, TokenUserMismatch
 from events.ids import SessionId, parse_position
 from service.delivery.gate import Gate
 from service.delivery.handover import Resumer
@@ -45,9 +46,18 @@ class TakenOver(msgspec.Struct):
 
 
 async def take_over(
-    context: GatewayContext, manager: Manager, receiver: Receiver, token: str, cursor: str, user: str | None
+    context: GatewayContext,
+    manager: Manager,
+    receiver: Receiver,
+    token: str,
+    cursor: str,
+    user: str | None,
+    here: Callable[[], bool],
 ) -> TakenOver:
     """Attach ``receiver``'s connection to the session that the token names; ``receiver`` is completed with it.
+
+    ``here``: whether the client is there still. One that is not may have resumed elsewhere while this waited for the
+    log, by the same token: it must not be taken from there for nobody.
 
     Raises: BadToken, TokenUserMismatch, TokenStale, EpochMismatch, InvalidPosition, SessionNotFound, SessionClosed,
     NotResumable, Unavailable; then nothing is heard for the receiver, and a session that was attached is let go.
@@ -65,7 +75,13 @@ async def take_over(
     receiver.session, receiver.user = SessionId(grant.session), grant.user
     gate = Gate(receiver)
 
+    tried = False
+
     def expect(known: KnownSession) -> None:
+        nonlocal tried
+        if not here():
+            raise LogOverloaded("the client was gone before it was its turn")
+        tried = True
         dispatcher.interest.expect(subjects, receiver, known.sequence, known.state.groups)
 
     command = session.Attach(
@@ -76,9 +92,12 @@ async def take_over(
         now_us=context.author.now_us(),
         ttl_us=context.session_ttl_us,
     )
-    attachment = None
     try:
-        attachment = await manager.sessions.attach(receiver.session, command, expect)
+        try:
+            attachment = await manager.sessions.attach(receiver.session, command, expect, wanted=here)
+        except Refused:
+            tried = False
+            raise
         known = attachment.known
         if at.sequence > known.sequence:
             raise InvalidPosition("the cursor is ahead of the log")
@@ -90,7 +109,7 @@ async def take_over(
             standing.resync, standing.cursor = "lost", known.sequence
     except BaseException:
         dispatcher.interest.release(receiver)
-        if attachment is not None:  # the log says that it is here: it must wait for its client again
+        if tried:  # the log says, or may say, that it is here: it must wait for its client again
             seen_us = context.author.now_us()
             detach = detachment(receiver.connection, "transport_error", seen_us, None)
             context.closings.start(

@@ -15,7 +15,7 @@ import msgspec
 
 from events import codec, session
 from events.envelope import Recorded
-from events.errors import Conflict, OutcomeUnknown, Refused, Unavailable
+from events.errors import Conflict, HublogError, OutcomeUnknown, Refused, Unavailable
 from service.breaker import RetryBudget
 from service.log.author import Author
 from service.log.port import EventLog
@@ -100,12 +100,14 @@ class CommandRunner(Generic[State, Command]):
         actor: str,
         hint: Callable[[], Known[State] | None] | None = None,
         insist: bool = False,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> Executed[State]:
         """Decide ``command`` on the state of ``subject`` and append what happens.
 
         ``hint`` gives a state that may be stale: it saves a read, and whatever it refuses or calls done is checked
         on the leader before it is believed. With ``insist`` a command is repeated until the log answers; cancel it to
-        give up. All repeats share one budget: beyond it a command ends as Conflict, and one that insists waits.
+        give up, or let it not be ``wanted`` any more: then what stopped it is raised, and it may be stored. All
+        repeats share one budget: beyond it a command ends as Conflict, and one that insists waits.
 
         Raises: Refused (and its kin, from decide), Conflict (others were quicker for 2 s, or very many repeat at once),
         Unavailable, OutcomeUnknown.
@@ -116,19 +118,22 @@ class CommandRunner(Generic[State, Command]):
             while True:
                 try:
                     return await self._attempt(subject, command, actor, known)
-                except Conflict:
+                except Conflict as exc:
+                    stopped: HublogError = exc
                     self.conflicts += 1
                     may = self.repeats.take(time.monotonic())
                     if not insist and (not may or time.monotonic() > deadline_s):
                         raise
                     await asyncio.sleep(random.uniform(*BACKOFF_S))  # noqa: S311  jitter is no secret
-                except (Unavailable, OutcomeUnknown):
+                except (Unavailable, OutcomeUnknown) as exc:
                     if not insist:
                         raise
-                    may = False
+                    stopped, may = exc, False
                 while not may:
                     await asyncio.sleep(random.uniform(*INSIST_BACKOFF_S))  # noqa: S311
                     may = self.repeats.take(time.monotonic())
+                if not wanted():
+                    raise stopped
                 known = None
 
     async def _attempt(self, subject: str, command: Command, actor: str, hint: Known[State] | None) -> Executed[State]:

@@ -95,13 +95,21 @@ class SessionRegistry(Protocol):
         """
         ...
 
-    async def attach(self, session_id: SessionId, command: session.Attach, expect: Expect) -> Attachment:
+    async def attach(
+        self,
+        session_id: SessionId,
+        command: session.Attach,
+        expect: Expect,
+        *,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Attachment:
         """Take a session over with a resume token: the newest connection has it from the sequence that is answered.
 
         ``expect(known)`` is called with the state before anything is written, so that what the session must receive
-        is heard beforehand. Repeated until the log answers; cancel it to give up.
+        is heard beforehand; what it raises ends this. Repeated until the log answers, while it is ``wanted``.
 
-        Raises: SessionNotFound, SessionClosed (also as it is found expired), NotResumable, TokenStale.
+        Raises: SessionNotFound, SessionClosed (also as it is found expired), NotResumable, TokenStale; Unavailable and
+        OutcomeUnknown where it is not wanted any more: then it may be attached nevertheless.
         """
         ...
 
@@ -205,13 +213,20 @@ class LogSessionRegistry:
             self._local.learn(session_id, executed.known)
         return bool(executed.events)
 
-    async def attach(self, session_id: SessionId, command: session.Attach, expect: Expect) -> Attachment:
+    async def attach(
+        self,
+        session_id: SessionId,
+        command: session.Attach,
+        expect: Expect,
+        *,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Attachment:
         subject = self._subjects.session(session_id)
         before = await self._runner.load(subject)
         if before.state.status not in {"none", "closed"}:
             expect(before)
         executed = await self._runner.execute(
-            subject, command, actor=f"session:{session_id}", hint=lambda: before, insist=True
+            subject, command, actor=f"session:{session_id}", hint=lambda: before, insist=True, wanted=wanted
         )
         if executed.known.state.status == "closed":
             raise SessionClosed("the session has expired")

@@ -173,7 +173,7 @@ async def test_who_resumes_the_session_that_it_has_keeps_it(node: Node, speaker:
         assert said(fresh) == [["early", early]]
 
 
-async def test_what_was_missed_comes_even_if_the_answer_fails(node: Node, speaker: RawClient, monkeypatch):  # type: ignore[no-untyped-def]
+async def test_what_was_missed_comes_even_if_the_answer_fails(node: Node, speaker: RawClient, monkeypatch):
     async with node.client("?resumable=1") as client:
         first = await asked(client, "hub.session")
     missed = await say(speaker, "missed")
@@ -205,7 +205,7 @@ async def test_a_cursor_ahead_of_the_log_leaves_the_session_waiting(node: Node):
     await node.empty()
 
 
-async def test_a_log_that_goes_away_behind_the_attached_leaves_the_session_waiting(node: Node, monkeypatch):  # type: ignore[no-untyped-def]
+async def test_a_log_that_goes_away_behind_the_attached_leaves_the_session_waiting(node: Node, monkeypatch):
     async with node.client("?resumable=1") as client:
         first = await asked(client, "hub.session")
     subject = SUBJECTS.session(SessionId(first["sessionId"]))

@@ -4,8 +4,13 @@ import asyncio
 
 import pytest
 
+from events import session
+from events.errors import LogUnavailable
+from events.ids import SessionId
 from service.delivery.outbox import Outbox
-from tests.servers.gateway import Node, until
+from service.log.fenced import FencedLog
+from tests.servers.gateway import HUB, SUBJECTS, Node, until
+from tests.servers.raw_signalr import HANDSHAKE, RawClient
 
 
 class GoneTransport(asyncio.WriteTransport):
@@ -42,4 +47,56 @@ async def test_one_who_is_gone_does_not_keep_a_message_from_the_others(node: Nod
         for client in (ann, bob):
             await client.record(containing=b'"say"')
         node.log.may_append.set()
+    await node.empty()
+
+
+async def _vanishes(node: Node, client: RawClient) -> None:
+    (connection,) = node.context.coordinator
+    client.writer.transport.abort()
+    await until(connection.outbox._transport.is_closing, "the transport to be gone")
+
+
+async def test_who_is_gone_takes_no_session_from_where_it_is_now(node: Node):
+    async with node.client("?resumable=1") as client:
+        first = (await client.call("hub.session", b"[]"))["result"]
+    subject = SUBJECTS.session(SessionId(first["sessionId"]))
+    await until(lambda: node.log.sessions()[subject].status == "detached", "the detach")
+    node.log.may_read.clear()
+    query = f"?resumable=1&resume={first['resumeToken']}&cursor={first['cursor']}"
+    async with node.client(query, handshake=None) as client:
+        client.send(HANDSHAKE)
+        await until(lambda: node.log.waiting == 1, "it to wait for the log")
+        await _vanishes(node, client)
+        elsewhere = session.Attach("other", "i2", "elsewhere", 1, 0, 1 << 60)
+        (event,) = session.decide(node.log.sessions()[subject], elsewhere)
+        node.log.store(subject, node.context.author.write(event, actor=f"session:{first['sessionId']}"))
+        node.log.may_read.set()
+        await node.empty()
+    assert node.log.sessions()[subject].connection == "elsewhere"
+    assert node.log.sessions()[subject].status == "active"
+
+
+async def test_who_is_gone_does_not_insist(node: Node):
+    """It would do so for ever in a node that was called lost meanwhile, with its turn and its session's lock."""
+    async with node.client("?resumable=1") as client:
+        first = (await client.call("hub.session", b"[]"))["result"]
+    subject = SUBJECTS.session(SessionId(first["sessionId"]))
+    await until(lambda: node.log.sessions()[subject].status == "detached", "the detach")
+    query = f"?resumable=1&resume={first['resumeToken']}&cursor={first['cursor']}"
+    life = "i"
+    node.log.fail_append = LogUnavailable("no answer")
+
+    manager = await node.context.hubs.manager(HUB)
+    runner = manager.sessions._runner
+    runner._log = FencedLog(node.log, lambda: False, lambda: life)
+    async with node.client(query, handshake=None) as client:
+        client.send(HANDSHAKE)
+        await asyncio.sleep(0.3)
+        life = node.context.incarnation = "i2"
+        node.log.fail_append = None
+        node.server.end_all("this node was taken for lost", "node_lost")
+        await client.end()
+    async with node.client(query) as client:
+        again = (await client.call("hub.session", b"[]"))["result"]
+        assert (again["sessionId"], again["resumed"]) == (first["sessionId"], True)
     await node.empty()
