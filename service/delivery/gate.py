@@ -15,10 +15,10 @@ SHARE = 4
 class Gate:
     """Keeps back what is delivered to one receiver, in order, until it may go out.
 
-    ``dropped``: something was not kept since the last ``restart``.
+    ``dropped``: something was not kept since the last ``restart``. ``sent``: the last sequence that went out past it.
     """
 
-    __slots__ = ("_bytes_max", "_frames", "_receiver", "_size", "dropped", "handed_over", "is_open")
+    __slots__ = ("_bytes_max", "_frames", "_receiver", "_size", "dropped", "handed_over", "is_open", "sent")
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -28,6 +28,7 @@ class Gate:
         self.dropped = False
         self.handed_over = False  # a hand-over has begun, or is over
         self.is_open = False
+        self.sent = 0
         receiver.deliver = self._keep
 
     @property

@@ -43,7 +43,8 @@ class Resumer(msgspec.Struct, eq=False):
 
     ``cursor``: the last sequence that its client has, or has been given a page up to. ``attached``: the sequence of its
     ``attached``. ``state``: its state at the cursor, if that is known; else it is loaded. ``life`` is what its own
-    events tell up to ``read``; ``page`` are the frames that it is to be sent next, ``page_bytes`` long.
+    events tell up to ``read``; ``page`` are the frames that it is to be sent next, each with its sequence,
+    ``page_bytes`` long.
     """
 
     receiver: Receiver
@@ -53,7 +54,7 @@ class Resumer(msgspec.Struct, eq=False):
     state: session.State | None = None
     life: audience.Life | None = None
     read: int = 0
-    page: deque[bytes] = msgspec.field(default_factory=deque)
+    page: deque[tuple[int, bytes]] = msgspec.field(default_factory=deque)
     page_bytes: int = 0
     attached_at_us: int | None = None
     began_s: float = msgspec.field(default_factory=monotonic)
@@ -155,7 +156,7 @@ class Handover:
         self.replayed += len(resumer.page)
         resumer.missed += len(resumer.page)
         while resumer.page and await self._room(receiver):
-            frame = resumer.page.popleft()
+            gate.sent, frame = resumer.page.popleft()
             resumer.page_bytes -= len(frame)
             receiver.outbox.write(frame)
         while whole and await self._room(receiver):
@@ -168,7 +169,7 @@ class Handover:
                 self.missed.add(resumer.missed)
                 gate.open()
                 return
-            resumer.cursor = kept[0]
+            resumer.cursor = gate.sent = kept[0]
             receiver.outbox.write(kept[1])
         if receiver.outbox.open:
             self.begin(hub, resumer)
@@ -274,7 +275,7 @@ class Handover:
         if ttl_ms is not None and attached_at_us is not None and attached_at_us - call.stored_at_us > ttl_ms * 1_000:
             return
         frame = call.frame(one.receiver.kind, self._dispatcher.encode)
-        one.page.append(frame)
+        one.page.append((call.sequence, frame))
         one.page_bytes += len(frame)
         if one.is_full():
             one.cursor = one.read = call.sequence

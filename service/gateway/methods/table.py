@@ -1,5 +1,6 @@
 """The methods of a session: who it is, which groups it is in, and taking another over. Arguments in, raw JSON out."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -58,7 +59,8 @@ class _GroupArguments(msgspec.Struct, array_like=True, forbid_unknown_fields=Tru
 async def hub_session(caller: Caller, raw: bytes) -> bytes:
     _arguments(raw, _NoArguments)
     answer = await _session_answer(caller)
-    caller.begin_delivery()
+    # Behind the answer, whose cursor does not cover what was kept since the session opened.
+    asyncio.get_running_loop().call_soon(caller.begin_delivery)
     return answer
 
 
@@ -194,7 +196,7 @@ def _cursor(caller: Caller) -> str:
     known = _manager(caller).local.get(caller.session_id)
     opened = receiver.since or (known.state.opened if known is not None else 0)
     if caller.gate is not None and not caller.gate.is_open:
-        return _position(caller, caller.standing.cursor or opened)
+        return _position(caller, max(caller.standing.cursor or opened, caller.gate.sent))
     return _position(caller, max(dispatcher.position if receiver.live else 0, opened))
 
 

@@ -126,6 +126,7 @@ async def test_what_the_gate_drops_while_there_is_no_room_for_the_last_of_it_com
     await world.look(resumer, 200)
     assert not resumer.page
     assert not resumer.gate.is_open
+    assert resumer.gate.sent == missed + 1, "it is what the cursor in an answer says"
     world.called(LIVE)
     await world.look(resumer, 20)
     assert resumer.gate.dropped

@@ -65,6 +65,8 @@ async def test_delivery_begins_with_the_first_question(node: Node, speaker: RawC
         await client.record(containing=position.encode())
         assert said(client) == [["early", position]]
         assert answer["cursor"] < position
+        # What its cursor does not cover comes behind it, or who goes by it would get that twice.
+        assert [json.loads(one).get("type") for one in client.records] == [None, 3, 1]
 
 
 async def test_a_cut_session_goes_on_where_it_was(node: Node, speaker: RawClient):
