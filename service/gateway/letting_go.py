@@ -57,5 +57,8 @@ async def let_go(
     except Exception:  # noqa: BLE001  a defect; the process goes on
         _log.exception("session.not_closed", session_id=session_id)
     finally:
-        manager.local.forget(session_id)
+        known = manager.local.get(session_id)
+        now = context.coordinator.find(known.state.connection) if known is not None else None
+        if now is None or now.ended or now.id == connection:
+            manager.local.forget(session_id)  # else another connection of this node has taken it over
         context.counters.closed += 1

@@ -10,7 +10,7 @@ from events import session
 from events.errors import LogUnavailable
 from events.ids import SessionId
 from service.gateway.methods import table
-from tests.servers.gateway import SUBJECTS, MakeNode, Node, until
+from tests.servers.gateway import HUB, SUBJECTS, MakeNode, Node, until
 from tests.servers.raw_signalr import HANDSHAKE, RawClient
 
 
@@ -173,6 +173,20 @@ async def test_who_resumes_the_session_that_it_has_keeps_it(node: Node, speaker:
         await asked(fresh, "hub.resume", token, "mema.0-1")
         await fresh.record(containing=early.encode())
         assert said(fresh) == [["early", early]]
+
+
+async def test_a_session_that_moves_between_connections_of_a_node_stays_known_there(node: Node):
+    manager = await node.context.hubs.manager(HUB)
+    async with node.client("?resumable=1") as old:
+        first = await asked(old, "hub.session")
+        await asked(old, "hub.join", "a")
+        async with node.client(resume(first)) as new:
+            await old.end()
+            await until(lambda: len(node.context.coordinator) == 1 and not len(node.context.closings), "the old to go")
+            assert manager.sessions.local_sessions() == (first["sessionId"],)
+            assert manager.groups.local_members("a") == (first["sessionId"],)
+            assert await asked(new, "hub.groups") == ["a"]
+    await node.empty()
 
 
 async def test_what_was_missed_comes_even_if_the_answer_fails(node: Node, speaker: RawClient, monkeypatch):
