@@ -43,7 +43,9 @@ Rate = Annotated[float, typer.Option(min=0.5, max=5_000, help="Actions per secon
 Faults = Annotated[
     str,
     typer.Option(
-        help=f"Which, joined by commas; `kind*3` is three in a round. [{', '.join(KINDS)}]", show_default="all possible"
+        # Not in brackets: those would be taken for markup, and not be shown.
+        help=f"Which, joined by commas; `kind*3` is three in a round. Of: {', '.join(KINDS)}.",
+        show_default="all possible",
     ),
 ]
 Sync = Annotated[str, typer.Option(help="When NATS syncs to disk: relaxed or always.")]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
-from lab.chaos.cli import kinds_named
+from lab.chaos.cli import app, kinds_named
 from lab.chaos.faults import KINDS, LASTING_S, OF_CLUSTER, OF_ONE_NATS, Planned, possible, schedule
 from lab.chaos.proxy import FaultProxy
 from lab.chaos.site import Site
@@ -131,3 +132,9 @@ async def test_a_stall_holds_back_and_a_heal_loses_nothing(directions: tuple[int
             assert await answer == b"late"
         for one in (stalled, other):
             one[1].close()
+
+
+def test_the_help_names_every_fault():
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    assert not [kind for kind in KINDS if kind not in shown.output]
