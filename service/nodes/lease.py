@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from events import codec, node, subjects
+from events.envelope import NewEvent
 from events.errors import HublogError, OutcomeUnknown
 from service.log.author import Author
 from service.log.port import EventLog
@@ -76,6 +77,7 @@ class Lease:
         self._clock = clock
         self._holds_until_s = 0.0
         self._moved_s = 0.0
+        self._owed: NewEvent | None = None  # a new incarnation of which the log has not been told yet
         self._version = version
         self._url = url
         self._log = log
@@ -101,6 +103,7 @@ class Lease:
                         await self._renew()
                 if lost:
                     await self._begin_anew()
+                await self._say_owed()
             except (HublogError, TimeoutError) as error:
                 if not failing:
                     code = error.code if isinstance(error, HublogError) else "timeout"
@@ -153,11 +156,17 @@ class Lease:
         self.lost += 1
         self.on_lost()
         previous, self.incarnation = self.incarnation, uuid.uuid4().hex
-        await self._renew()
         started = node.Started(
             node=self.node, incarnation=self.incarnation, version=self._version, url=self._url, previous=previous
         )
-        await self._write(started)
+        self._owed = self._author.write(started, actor="system:gateway")
+        await self._renew()
+
+    async def _say_owed(self) -> None:
+        """What could not be said in one renewal is said in a later one."""
+        if self._owed is not None:
+            await self._log.publish(subjects.node(self.node), self._owed)
+            self._owed = None
 
     async def drain(self) -> None:
         """Say that this node is going away; a log that does not answer does not keep it.

@@ -146,3 +146,20 @@ async def test_a_renewal_that_failed_is_soon_tried_again(monkeypatch: pytest.Mon
     async with kept(lease):
         await until(lambda: lease.renewed_us > before, "a renewal, although the next regular one is an hour away")
     assert failures == 3
+
+
+async def test_a_new_life_is_told_to_the_log_even_if_it_was_away_at_first() -> None:
+    log = GatedLog()
+    lease = make(log)
+    await lease.start()
+    first = lease.incarnation
+    judged = Author(Clock()).write(
+        node.Lost(node="gate way", incarnation=first, last_renewal_us=1), actor="system:sweeper"
+    )
+    await log.publish(subjects.node("gate way"), judged)
+    log.fail_next(LogUnavailable("no answer"))
+    async with kept(lease):
+        await until(lambda: len(said(log)) == 3, "the new life to be told", lambda: said(log))
+    assert said(log)[-1] == node.Started(
+        node="gate way", incarnation=lease.incarnation, version="1.0", url="http://here", previous=first
+    )
