@@ -30,20 +30,28 @@ GROUPS = ["a", "b"]
 
 
 class Transport(asyncio.WriteTransport):
-    """A socket to one client, which keeps what comes while this is its newest one."""
+    """A socket to one client, which takes what comes while this is its newest one, and unless it pauses."""
 
     def __init__(self, client: "Client") -> None:
         super().__init__()
         self.client = client
+        self.waiting: list[bytes] = []
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self.client.transport is self:
-            sequence, _, number = bytes(data).decode().partition(":")
-            self.client.received.append(int(number))
-            self.client.cursor = int(sequence)
+        self.waiting.append(bytes(data))
+        if not self.client.pauses:
+            self.read()
+
+    def read(self) -> None:
+        came, self.waiting = self.waiting, []
+        for frame in came:
+            if self.client.transport is self:
+                sequence, _, number = frame.decode().partition(":")
+                self.client.received.append(int(number))
+                self.client.cursor = int(sequence)
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return sum(map(len, self.waiting))
 
 
 class Client:
@@ -59,12 +67,18 @@ class Client:
         self.transport: Transport | None = None
         self.receiver: Receiver | None = None
         self.node = 0
+        self.pauses = False
+
+    def reads(self) -> None:
+        self.pauses = False
+        if self.transport is not None:
+            self.transport.read()
 
     def connect(self, node: int) -> tuple[Receiver, Gate]:
         self.connections += 1
         self.node = node
-        self.transport = Transport(self)
-        outbox = Outbox(self.transport, self.world.outbox_bytes_max, lambda: None)
+        transport = self.transport = Transport(self)
+        outbox = Outbox(self.transport, self.world.outbox_bytes_max, lambda: self.slow(transport))
         dispatcher = self.world.nodes[node]
         connection = f"{self.id}-{self.connections}"
 
@@ -79,6 +93,11 @@ class Client:
         outbox._corked = None
         self.receiver = receiver
         return receiver, Gate(receiver)
+
+    def slow(self, transport: Transport) -> None:
+        """Too much waits for it: it is cut off, and goes on elsewhere."""
+        if self.transport is transport:
+            self.world.leave_connection(self, said=True)
 
     @property
     def state(self) -> session.State:
@@ -172,7 +191,10 @@ ACTION = st.one_of(
     st.tuples(st.just("die"), CLIENT),
     st.tuples(st.just("resume"), CLIENT, NODE),
     st.tuples(st.just("resume"), CLIENT, NODE),
-    st.tuples(st.just("turns"), st.integers(1, 12)),
+    st.tuples(st.just("turns"), st.sampled_from([1, 2, 3, 5, 8, 12, 60])),
+    st.tuples(st.just("pause"), CLIENT),
+    st.tuples(st.just("read"), CLIENT),
+    st.tuples(st.just("crowd"), CLIENT),
     st.tuples(st.just("cut")),
     st.tuples(st.just("heal")),
     # What only hurts close together, so that it is tried often.
@@ -213,6 +235,13 @@ def act(world: World, action: tuple[object, ...]) -> None:
                     world.store(client, session.Leave((str(group),)))
                 case "client", []:
                     world.call(selector.Client(client.id))
+                case "pause", []:
+                    client.pauses = True
+                case "read", []:
+                    client.reads()
+                case "crowd", []:
+                    for _ in range(4):
+                        world.call(selector.Client(client.id))
                 case "detach", []:
                     world.leave_connection(client, said=True)
                 case "die", []:
@@ -249,6 +278,9 @@ async def play(actions: list[tuple[object, ...]], outbox_bytes_max: int) -> None
             else:
                 act(world, action)
         world.log.reconnect()
+        for client in world.clients:
+            client.reads()
+        await turns(20)
         for number, client in enumerate(world.clients):
             if client.receiver is None:
                 world.resume(client, number % 2)
@@ -278,6 +310,21 @@ async def settled(world: World) -> None:
             await asyncio.sleep(0.001)
 
 
+# Who comes back and reads nothing at first, while more is said than is kept for it.
+BACK_WITHOUT_READING: list[tuple[object, ...]] = [
+    ("open", None, 0),
+    ("turns", 12),
+    ("pause", 0),
+    ("die", 0),
+    *[("client", 0)] * 10,
+    ("resume", 0, 1),
+    *[("turns", 12)] * 10,
+    ("crowd", 0),
+    ("turns", 12),
+    ("read", 0),
+    ("turns", 12),
+]
+
 FULL = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -294,11 +341,12 @@ TWICE_AT_ONCE: list[tuple[object, ...]] = [
 
 
 @FULL
+@example(BACK_WITHOUT_READING, 64, history.PIECE_EVENTS, handover.READ_WHOLE_MAX)
 @example(TWICE_AT_ONCE, 8, history.PIECE_EVENTS, handover.READ_WHOLE_MAX)
 @given(
     st.lists(ACTION, min_size=8, max_size=60),
-    # Pages and gates that hold one frame at most; pieces of a few events; a log that is read by subject.
-    st.sampled_from([1 << 20, 8]),
+    # Pages and gates that hold one frame or a few; pieces of a few events; a log that is read by subject.
+    st.sampled_from([1 << 20, 8, 64]),
     st.sampled_from([history.PIECE_EVENTS, 3]),
     st.sampled_from([handover.READ_WHOLE_MAX, 2]),
 )
@@ -308,6 +356,7 @@ def test_every_client_gets_each_message_once_and_in_order(
     with (
         patch.object(handover, "COLLECT_S", 0.0),
         patch.object(handover, "RETRY_S", 0.001),
+        patch.object(handover, "PACE_S", 0.0),
         patch.object(handover, "READ_WHOLE_MAX", read_whole_max),
         patch.object(history, "PIECE_EVENTS", piece_events),
         asyncio.Runner() as runner,
