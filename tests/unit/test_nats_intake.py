@@ -81,6 +81,18 @@ async def test_behind_a_piece_everything_waits_until_the_piece_is_whole(reading:
     await reading.end()
 
 
+async def test_a_payload_that_looks_like_a_message_is_none(reading: Reading) -> None:
+    """Cut behind its first line: nats-py has nothing in its buffer then, and waits for the payload."""
+    reading.stream.feed_data(b"MSG lv.0.h.u.a 1 %d\r\n" % len(PLAIN))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    reading.stream.feed_data(PLAIN + b"\r\n" + PLAIN)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert reading.heard == [(b"lv.0.h.u.a", b"", PLAIN, None), HEARD_PLAIN]
+    await reading.end()
+
+
 async def test_what_is_not_ours_goes_to_nats_py_and_nothing_overtakes_it(reading: Reading) -> None:
     pong = asyncio.get_running_loop().create_future()
     reading.client._pongs.append(pong)

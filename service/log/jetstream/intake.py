@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import structlog
-from nats.protocol.parser import Parser
+from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 LINE_BYTES_MAX = 4096  # of the line before a payload, as nats-server bounds it
 
@@ -60,7 +60,9 @@ class Intake:
     def take(self, data: bytes) -> None:
         """What the socket had. Hot path: called once for each read."""
         reader = self._reader
-        if reader._waiter is None or reader._buffer or self._parser.buf or not self._still_connected():  # noqa: SLF001
+        idle = reader._waiter is not None and not reader._buffer  # noqa: SLF001
+        parser = self._parser
+        if not idle or parser.buf or parser.state != AWAITING_CONTROL_LINE or not self._still_connected():
             self._pass_on(data)
             return
         taken = self._take_whole(data)
