@@ -61,6 +61,21 @@ class PromptSocket(web.WebSocketResponse[Literal[False]]):
         self._queue.prompt = not self._queue._buffer  # noqa: SLF001
         return await super().receive(timeout)
 
+    async def write_eof(self) -> None:  # type: ignore[override]  # as aiohttp has it
+        """What aiohttp does with it at last; it closes it, where nobody has."""
+        try:
+            await super().write_eof()
+        finally:
+            self.forget_frames()
+
+    def forget_frames(self) -> None:
+        """What the socket keeps of its end, and what that came from, hold frames, and those the socket: a cycle that
+        only the collector would find."""
+        said = self.exception()
+        while said is not None:
+            said.__traceback__ = None
+            said = said.__context__
+
     def _post_start(self, request: web.BaseRequest, protocol: str | None, writer: WebSocketWriter) -> None:
         """aiohttp's own, but for the kind of the queue."""
         self._ws_protocol = protocol

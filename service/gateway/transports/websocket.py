@@ -67,16 +67,8 @@ async def serve(request: web.Request, context: GatewayContext, peer: Peer) -> we
         connection.lost()
         context.coordinator.remove(connection)
         await wire.closed()
-        _forget_frames(socket.exception())
+        socket.forget_frames()
     return socket
-
-
-def _forget_frames(said: BaseException | None) -> None:
-    """What the socket keeps of its end, and what that came from, hold frames, and those the socket: a cycle that only
-    the collector would find."""
-    while said is not None:
-        said.__traceback__ = None
-        said = said.__context__
 
 
 async def _read(socket: PromptSocket, connection: Connection) -> None:
