@@ -135,8 +135,12 @@ class Connection:
         call = self.machine.lone_call(payload, INVOKE, time.monotonic())
         if call is None:
             return payload
-        BEGUN_UNDER.set(self.context.incarnation)
-        return None if self.calls.invoke(self, call) else b""
+        # Callbacks of all sockets share a context: what is set for this call must not be there for the next thing.
+        before = BEGUN_UNDER.set(self.context.incarnation)
+        try:
+            return None if self.calls.invoke(self, call) else b""
+        finally:
+            BEGUN_UNDER.reset(before)
 
     async def receive(self, payload: bytes) -> None:
         """The payload of one text frame. What it asks for is done, in order, when this returns; invokes may go on."""

@@ -7,8 +7,9 @@ answered from the acknowledgement; calls of one connection keep their order.
 from collections.abc import Awaitable
 
 import msgspec
+import structlog
 
-from events.errors import HublogError, InvalidArguments, InvalidOption, InvalidSelector
+from events.errors import HublogError, Internal, InvalidArguments, InvalidOption, InvalidSelector
 from events.selector import Selector
 from service.gateway.methods.caller import Caller
 from service.gateway.signalr.messages import InvocationReceived
@@ -28,6 +29,8 @@ class _Arguments(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     options: _Options | None = None
 
 
+_log = structlog.get_logger(__name__)
+
 _arguments = msgspec.json.Decoder(_Arguments)
 _encode = msgspec.json.Encoder().encode
 
@@ -42,7 +45,11 @@ def submit(caller: Caller, call: InvocationReceived, span: Span | None = None) -
     assert manager is not None, "methods are called on open sessions only"
     invocation_id = call.invocation_id
 
+    answered = False
+
     def answer(outcome: Outcome | HublogError) -> None:
+        nonlocal answered
+        answered = True
         caller.call_answered()
         if isinstance(outcome, HublogError):
             caller.answer_error(invocation_id, outcome)
@@ -64,10 +71,22 @@ def submit(caller: Caller, call: InvocationReceived, span: Span | None = None) -
     )
     caller.call_started()
     try:
-        return manager.router.submit(request, answer)
+        first = manager.router.submit(request, answer)
     except Exception:
         caller.call_answered()
         raise
+    if first is None:
+        return None
+
+    async def wait() -> None:
+        try:
+            await first
+        except Exception as exc:  # noqa: BLE001  of a router of one's own: its caller is told, and the connection goes on
+            _log.error("method.failed", target="hub.invoke", session_id=caller.session_id, exc_info=exc)
+            if not answered:
+                answer(Internal(f"hub.invoke failed: {type(exc).__name__}"))
+
+    return wait()
 
 
 def _tell(span: Span, outcome: Outcome | HublogError) -> None:

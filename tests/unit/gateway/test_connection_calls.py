@@ -2,15 +2,19 @@
 
 import asyncio
 import json
+from collections.abc import Awaitable
 from typing import Any
 
+import pytest
+
 from events import invocation
+from events.errors import Internal
 from service.gateway.calls import CALLS_AT_ONCE_MAX
 from service.gateway.signalr.machine import Limits
 from service.log.author import Author
 from service.sessions.hubs import Factory
 from service.sessions.manager import session_manager
-from service.sessions.router import LogInvocationRouter
+from service.sessions.router import Answer, Call, LogInvocationRouter
 from tests.servers.gateway import SUBJECTS, GatedLog, MakeNode, Node, until
 from tests.servers.raw_signalr import RawClient
 
@@ -161,10 +165,20 @@ async def test_a_join_that_is_too_large_hears_nothing_new(node: Node):
         assert "error" not in await client.call("hub.join", json.dumps([[f"h{n}" for n in range(28)]]).encode())
 
 
-async def test_a_defect_in_a_call_is_said_and_does_not_hold_up_the_next(make_node: MakeNode):
+async def _fail_later() -> None:
+    await asyncio.sleep(0)
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("when", ["at once", "later", "after its answer"])
+async def test_a_defect_in_a_call_is_said_and_does_not_hold_up_the_next(make_node: MakeNode, when: str):
     class Broken(LogInvocationRouter):
-        def submit(self, *_: Any) -> Any:
-            raise ZeroDivisionError
+        def submit(self, call: Call, answer: Answer) -> Awaitable[None] | None:
+            if when == "at once":
+                raise ZeroDivisionError
+            if when == "after its answer":
+                answer(Internal("said before"))
+            return _fail_later()
 
     def factory(log: GatedLog, author: Author) -> Factory:
         def make(hub: Any) -> Any:
@@ -179,6 +193,7 @@ async def test_a_defect_in_a_call_is_said_and_does_not_hold_up_the_next(make_nod
         answer = await client.call("hub.invoke", b'[{"to":"all"},"say",[]]')
         assert answer["error"].startswith("internal: ")
         assert (await client.call("hub.groups", b"[]"))["result"] == []
+        assert len(answers(client)) == 2, "each is answered once"
 
 
 async def test_what_sessions_are_told_about_themselves(node: Node):
