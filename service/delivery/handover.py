@@ -73,6 +73,7 @@ class Handover:
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving: set[HubName] = set()
         self._first, self._first_at_s = 0, -math.inf
+        self._high = 0  # the last sequence up to which anybody was given a page
         self.reads = 0
         self.resumed = 0
         self.replayed = 0
@@ -130,10 +131,11 @@ class Handover:
             if one.gate.dropped:
                 one.gate.restart()  # before H is asked for: what was dropped lies below it
         await dispatcher.feed.flush()
-        heard = max(dispatcher.position, *(one.attached for one in resumers))
+        heard = max(dispatcher.position, self._high, *(one.attached for one in resumers))
         high = await dispatcher.log.last_sequence(dispatcher.partition)
         if high < heard:
             raise LogUnavailable("the stream's leader does not know what was heard already: it is none any more")
+        self._high = high
         first = await dispatcher.log.first_sequence(dispatcher.partition)
         for one in resumers:
             if one.cursor + 1 < first:  # trimmed since the resume was granted: it cannot be made whole any more
