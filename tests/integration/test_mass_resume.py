@@ -103,7 +103,8 @@ async def test_a_crowd_is_read_for_once_and_asks_at_most_twice_for_each_subject(
         receiver = Receiver(SessionId(""), f"c-{at}", None, outbox, lambda *_: None, pytest.fail)
         token = resume_token(context, manager, ids[at], None, 1)
         async with context.admission:
-            taken = await take_over(context, manager, receiver, token, str(Position(here.epoch, 0, cursors[at])), None)
+            position = str(Position(here.epoch, 0, cursors[at]))
+            taken = await take_over(context, manager, receiver, token, position, None, lambda: True)
         context.handover(hub).begin(hub, taken.resumer)
 
     await asyncio.gather(*(resumed(at) for at in range(SESSIONS)))
