@@ -20,6 +20,7 @@ import structlog
 from aiohttp import web
 
 from events.errors import Misconfigured
+from service import unread
 from service.accepting import PacedSite
 from service.pulse import Pulse
 from service.telemetry import EXPOSITION_TYPE, Metrics
@@ -124,7 +125,7 @@ async def listening(runner: web.BaseRunner, host: str, port: int, *, setting: st
 @asynccontextmanager
 async def serving(app: web.Application, host: str, port: int, *, setting: str) -> AsyncIterator[int]:
     """``listening`` for an application."""
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=STOP_TIMEOUT_S)
+    runner = unread.Runner(app, handle_signals=False, shutdown_timeout=STOP_TIMEOUT_S)
     async with listening(runner, host, port, setting=setting) as taken:
         yield taken
 

@@ -1,14 +1,17 @@
-"""Bytes on a public port that are no HTTP request: what is said to whoever sent them, which no handler ever sees.
+"""Bytes on a port that are no HTTP request: what is said to whoever sent them, which no handler ever sees.
 
 Owns the answer, a problem document like any other, and that neither it nor the log quotes what was sent: a request line
 and a header that are too long mostly hold a token. It knows no route.
 """
 
+import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 import structlog
 from aiohttp import web
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from events.errors import BadMessage, HublogError, Internal, PayloadTooLarge
 from service import problems
@@ -26,6 +29,11 @@ class Protocol(web.RequestHandler):
     """aiohttp's, but for what it says where no handler is reached."""
 
     __slots__ = ()
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Nothing of a body that is not as its headers say: its rest is read, to be thrown away, after the answer."""
+        if not isinstance(kw.get("exc_info"), (web.RequestPayloadError, HttpProcessingError)):
+            super().log_exception(*args, **kw)
 
     def handle_error(
         self,
@@ -53,3 +61,18 @@ class Protocol(web.RequestHandler):
         )
         response.force_close()
         return response
+
+
+class Runner(web.AppRunner):
+    """Serves an application by that protocol, without an access log."""
+
+    __slots__ = ()
+
+    @property
+    def server(self) -> Callable[[], asyncio.Protocol] | None:  # type: ignore[override]
+        """What sites make a protocol with for each connection."""
+        server = super().server
+        if server is None:
+            return None
+        loop = asyncio.get_running_loop()
+        return lambda: Protocol(server, loop=loop, access_log=None)  # type: ignore[arg-type]  # None is off

@@ -13,6 +13,7 @@ from events.errors import Misconfigured
 from service.admin import admin_app, serving
 from service.telemetry import Metrics, configure_logging
 from service.telemetry.tracing import Tracing, within
+from tests.servers.api import Raw, is_problem
 
 
 async def get(url: str) -> tuple[int, str]:
@@ -54,6 +55,27 @@ async def test_a_check_that_fails_is_an_answer(metrics: Metrics) -> None:
     async with serving(admin_app(metrics, {"x": broken}), "127.0.0.1", 0, setting="HUBLOG_ADMIN_PORT") as port:
         status, body = await get(f"http://127.0.0.1:{port}/readyz")
     assert (status, json.loads(body)["checks"]["x"]) == (503, "RuntimeError: no idea")
+
+
+NO_REQUESTS = {
+    "no host": b"GET /livez HTTP/1.1\r\n\r\n",
+    "a long header": b"GET /livez HTTP/1.1\r\nHost: a\r\nX: " + b"secret" * 1_500 + b"\r\n\r\n",
+    "raw bytes in the path": b"GET /livez/secret\xe9 HTTP/1.1\r\nHost: a\r\n\r\n",
+    "an unknown encoding": b"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Encoding: secret\r\nContent-Length: -1\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", NO_REQUESTS.values(), ids=NO_REQUESTS.keys())
+async def test_bytes_that_are_no_request_are_refused_and_not_logged(
+    metrics: Metrics, caplog: pytest.LogCaptureFixture, sent: bytes
+) -> None:
+    async with serving(admin_app(metrics, {}), "127.0.0.1", 0, setting="HUBLOG_ADMIN_PORT") as port:
+        answer = await Raw(port).exchange(sent)
+        assert (await get(f"http://127.0.0.1:{port}/livez"))[0] == 200
+    assert is_problem(answer)
+    assert answer.json["code"] in {"bad_message", "payload_too_large"}
+    assert b"secret" not in answer.body
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_metrics_show_plain_numbers_as_they_are_now(metrics: Metrics) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import logging
 
 import msgspec
 import pytest
@@ -172,6 +173,25 @@ async def test_a_body_that_never_ends_is_no_defect(api: Raw):
         writer.transport.abort()
         assert (await api.get("/groups/chat/x")).status == 200
     assert "api.failed" not in [line["event"] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("line", "status"), [("POST /echo/chat", 400), ("POST /nowhere", 404), ("GET /groups/chat/x", 200)]
+)
+async def test_a_body_that_is_not_as_its_headers_say_is_no_defect(
+    api: Raw, caplog: pytest.LogCaptureFixture, line: str, status: int
+):
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    try:
+        async with asyncio.timeout(10):
+            writer.write(line.encode() + b" HTTP/1.1\r\nHost: a\r\n")
+            writer.write(b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}")
+            answer = await reader.read()  # up to the end: the connection is of no more use
+    finally:
+        writer.close()
+    assert int(answer.split()[1]) == status
+    assert status != 400 or b'"code":"invalid_body"' in answer
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 @pytest.mark.parametrize(
