@@ -27,7 +27,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class NotStarted(Exception):
-    """The installation did not come up; the text holds the end of its output."""
+    """The installation did not come up; the text says why, or holds the end of its output."""
 
 
 class Gateway(msgspec.Struct, frozen=True):
@@ -99,6 +99,17 @@ def epitaph(install: Install) -> str:
     return "\n".join(words)
 
 
+def made_folder(prefix: str, parent: Path | None) -> Path:
+    """A new folder for what is gone after the run; ``parent`` is made where it is missing. Raises: NotStarted."""
+    try:
+        if parent is not None:
+            parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    except OSError as exc:
+        where = parent if parent is not None else tempfile.gettempdir()
+        raise NotStarted(f"no data can be put in {where} ({exc.strerror}); name another --data-dir") from exc
+
+
 @contextlib.asynccontextmanager
 async def embedded(
     gateways: int,
@@ -112,7 +123,7 @@ async def embedded(
 
     ``settings``: more ``HUBLOG_*`` variables. Raises: NotStarted.
     """
-    home = Path(tempfile.mkdtemp(prefix="hublog-bench-", dir=parent))
+    home = made_folder("hublog-bench-", parent)
     child: asyncio.subprocess.Process | None = None
     try:
         child = await _start(home, gateways, sync, restart, settings or {})

@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -20,7 +19,7 @@ import aiohttp
 import msgspec
 
 from lab.chaos.proxy import FaultProxy
-from lab.install import Install, NotStarted, embedded, read_processes
+from lab.install import Install, NotStarted, embedded, made_folder, read_processes
 from lab.nats_cluster import NatsCluster, nats_cluster
 from lab.proc import Gone, children_of
 
@@ -106,7 +105,7 @@ async def _nats(parent: Path | None, nodes: int) -> AsyncIterator[NatsCluster | 
     if nodes == 1:
         yield None  # the installation brings its own
         return
-    home = Path(tempfile.mkdtemp(prefix="hublog-nats-", dir=parent))
+    home = made_folder("hublog-nats-", parent)
     try:
         async with nats_cluster(home, size=nodes, proxied=True, advertise=False) as cluster:
             yield cluster
