@@ -1,11 +1,15 @@
-"""What docs/api.md, docs/clients.md and docs/errors.md list is what the code has: routes, methods, selectors, codes."""
+"""What docs/api.md, docs/clients.md and docs/errors.md list is what the code has: routes, events, methods, codes …"""
 
 import re
 from pathlib import Path
 from typing import get_args
 
+from events.codec import TAGS
 from events.errors import every_error
+from events.ids import HubName
 from events.selector import Selector
+from events.subjects import HubSubjects
+from projections.read.events import tags
 from service.api.app import make_table
 from service.gateway.methods import METHODS
 from service.problems import POLICIES
@@ -18,6 +22,20 @@ CLIENTS = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
 def test_the_documents_have_every_route() -> None:
     listed = re.findall(r"^\| `((?:GET|POST|PUT|DELETE) [^`]+)` \|", API, re.MULTILINE)
     assert sorted(listed) == sorted(f"{route.method} {route.path}" for route in make_table().routes)
+
+
+def test_the_documents_have_every_type_of_event_that_a_hub_can_hold() -> None:
+    rows = re.findall(r"^\| (`(?:session|invocation)\.[^|]+) \|", API, re.MULTILINE)
+    listed = [tag for row in rows for kind in re.findall(r"`([^`]+)`", row) for tag in tags(kind)]
+    assert listed == [tag for tag in TAGS if not tag.startswith("node.")]
+
+
+def test_the_documents_have_every_subject_of_a_hub_that_is_written() -> None:
+    hub = HubSubjects(HubName("chat"), 1)
+    assert hub.group("lobby") in API
+    written = (hub.all(), hub.many(), hub.group("x"), hub.user("x"), hub.inbox("x"), hub.session("x"))
+    shown = re.findall(r"`(\.[a-z<>.]+)`", API)
+    assert [hub.prefix + re.sub("<[a-z]+>", "x", form) for form in shown] == list(written)
 
 
 def test_the_documents_have_every_method() -> None:
