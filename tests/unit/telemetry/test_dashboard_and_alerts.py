@@ -73,7 +73,11 @@ def test_every_alert_has_a_place_in_the_docs_and_no_other() -> None:
 
 @pytest.mark.parametrize(
     ("alert", "role"),
-    [("HublogNoGateway", "hublog_connections"), ("HublogNobodyProjects", "hublog_projection_leading")],
+    [
+        ("HublogNoGateway", "hublog_connections"),
+        ("HublogNobodyProjects", "hublog_projection_leading"),
+        ("HublogNoApi", "hublog_api_request_duration_seconds_count"),
+    ],
 )
 def test_what_one_install_has_does_not_hide_that_another_has_none(alert: str, role: str) -> None:
     (rule,) = (rule for rule in alerts() if rule["alert"] == alert)
