@@ -248,6 +248,18 @@ def test_alerts_and_dashboard_arrive_as_they_are_written() -> None:
     assert only(objects, "ConfigMap", "dashboard")["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 
+def test_alerts_lead_to_runbooks_where_it_is_said_where_they_are() -> None:
+    at = "https://git.example.com:8443/ops/hublog/blob/v1~2%20x"
+    rule = only(
+        render({**EVERYTHING, "monitoring": {"prometheusRule": {"enabled": True, "runbooks": at}}}), "PrometheusRule"
+    )
+    written = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text(encoding="utf-8"))
+    for group in written["groups"]:
+        for alert in group["rules"]:
+            alert["annotations"]["runbook_url"] = f"{at}/docs/troubleshooting.md#{alert['alert'].lower()}"
+    assert rule["spec"] == written
+
+
 @pytest.fixture
 def with_nats(tmp_path: Path) -> Path:
     """The chart as it is after ``helm dependency build`` in charts/natscluster, but for whose chart was fetched."""

@@ -120,6 +120,11 @@ def test_values_of_another_type_are_refused_by_name_wherever_they_are() -> None:
         ("telemetry.otlpEndpoint", "collector:4317"),
         ("telemetry.traceRatio", 2),
         ("monitoring.serviceMonitor.interval", "1.5m"),
+        ("monitoring.prometheusRule.runbooks", "docs"),
+        ("monitoring.prometheusRule.runbooks", "ftp://git.example.com/hublog"),
+        ("monitoring.prometheusRule.runbooks", "https://git.example.com/hublog/"),
+        ("monitoring.prometheusRule.runbooks", "https://git.example.com/hublog?plain=1"),
+        ("monitoring.prometheusRule.runbooks", "https://git.example.com/{{ $labels.namespace }}"),
         ("probe.hub", "No Hub"),
     ],
 )
