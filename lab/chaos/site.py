@@ -26,8 +26,15 @@ from lab.proc import Gone, children_of
 BACK_TIMEOUT_S = 60.0
 POLL_S = 0.05
 _PR_SET_PDEATHSIG = 1
-SETTINGS = {"HUBLOG_PING_INTERVAL": "2", "HUBLOG_CLIENT_TIMEOUT": "8", "HUBLOG_DRAIN": "2", "HUBLOG_LOG_LEVEL": "info"}
-"""An installation that is started for a run notices the death of clients soon, so that a run sees it."""
+SETTINGS = {
+    "HUBLOG_PING_INTERVAL": "2",
+    "HUBLOG_CLIENT_TIMEOUT": "8",
+    "HUBLOG_DRAIN": "2",
+    "HUBLOG_OUTBOX_BYTES_MAX": "65536",
+    "HUBLOG_LOG_LEVEL": "info",
+}
+"""An installation that is started for a run notices the death of clients soon, so that a run sees it, and keeps as little
+as it may for those who do not read, so that who resumes and is stalled gets what it missed page by page."""
 
 
 class Site:
