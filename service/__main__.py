@@ -14,7 +14,9 @@ def main() -> None:
         app()
     except* HublogError as group:
         for error in _leaves(group):
-            sys.stderr.write(f"hublog: {error.message}\n{error.hint}\n")
+            # A process of ours that failed has said its own hint, which may be the same.
+            hint = "" if error.message.endswith(error.hint) else f"{error.hint}\n"
+            sys.stderr.write(f"hublog: {error.message}\n{hint}")
         sys.exit(EXIT_REFUSED)
 
 

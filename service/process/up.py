@@ -83,6 +83,8 @@ async def run(settings: Settings, *, gateways: int, restart: bool, console: Cons
 
 
 async def _serve(settings: Settings, data_dir: DataDir, board: Board, *, gateways: int, restart: bool) -> None:
+    if settings.secrets is None:  # before anything is started: they may be damaged
+        settings = msgspec.structs.replace(settings, secrets=Secret(data_dir.secrets()))
     external: list[Entry] = []
 
     def changed(entries: Iterable[Entry]) -> None:
@@ -118,8 +120,6 @@ async def _serve(settings: Settings, data_dir: DataDir, board: Board, *, gateway
             board.note("NATS is ready")
         else:
             external.append(Entry("nats", 0, None, settings.nats_url.reveal(), None))
-        if settings.secrets is None:
-            settings = msgspec.structs.replace(settings, secrets=Secret(data_dir.secrets()))
         await _migrate(settings, data_dir)
         board.note("Streams and schema are in place")
         await supervisor.start([_projector(settings, data_dir), _api(settings, data_dir)])

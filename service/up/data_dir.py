@@ -15,12 +15,19 @@ from pathlib import Path
 from typing import Self
 
 from events.errors import Misconfigured
+from service import spelling
 
 LOCK_PATIENCE_S = 3.0
 """Servers of a killed supervisor end within 300 ms; a start right after it waits for them."""
 LOCK_POLL_S = 0.05
 SECRET_BYTES = 32
 LOG_BYTES_KEPT = 16 * 1024 * 1024
+
+
+class DamagedSecrets(Misconfigured):
+    """Never mended silently: with another key, nobody's session could be resumed."""
+
+    hint = "Restore the file, or remove it: a new key is made then, and all resume tokens given so far are refused."
 
 
 class DataDir:
@@ -74,13 +81,22 @@ class DataDir:
         os.close(self.lock_fd)
 
     def secrets(self) -> str:
-        """The key ring of this install, made on the first start: 32 random bytes in base64url, for the owner only."""
+        """The key ring of this install, made on the first start: 32 random bytes in base64url, for the owner only.
+
+        Raises: DamagedSecrets when the file is there and is no key ring.
+        """
         path = self.root / "secrets"
         with contextlib.suppress(FileExistsError):
             write_private(
                 path, base64.urlsafe_b64encode(secrets.token_bytes(SECRET_BYTES)).rstrip(b"=") + b"\n", new=True
             )
-        return ",".join(path.read_text(encoding="ascii").split())
+        try:
+            return spelling.secrets(",".join(path.read_text(encoding="ascii").split())).reveal()
+        except OSError as exc:
+            raise DamagedSecrets(f"the keys of this install, {path}, cannot be read: {exc.strerror}") from exc
+        except ValueError:
+            # Not "from exc": the cause could quote a secret.
+            raise DamagedSecrets(f"{path} is damaged: it must hold keys of 32 bytes in base64url, one a line") from None
 
 
 def write_private(path: Path, content: bytes, *, new: bool = False) -> None:

@@ -127,6 +127,28 @@ async def test_a_data_directory_that_cannot_be_made_is_refused(new_up: Callable[
     assert "cannot be used: File exists; choose another with --data-dir or HUBLOG_DATA_DIR" in await new_up().refused()
 
 
+async def test_damaged_secrets_are_named_before_anything_is_started(new_up: Callable[..., Up]) -> None:
+    up = new_up()
+    up.data_dir.mkdir()
+    (up.data_dir / "secrets").write_text("junk\n")
+    said = await up.refused()
+    assert f"{up.data_dir}/secrets is damaged" in said
+    assert "remove it: a new key is made then, and all resume tokens given so far are refused" in said
+    assert "HUBLOG_SECRETS" not in said
+    assert "Correct the settings" not in said
+    assert list((up.data_dir / "logs").iterdir()) == []
+    assert (up.data_dir / "secrets").read_text() == "junk\n"
+
+
+async def test_what_migrate_said_is_not_said_again(
+    new_up: Callable[..., Up], fresh_nats: Callable[[], Awaitable[NatsServer]]
+) -> None:
+    nats = await fresh_nats()
+    said = await new_up(HUBLOG_NATS_URL=nats.url, HUBLOG_NATS_REPLICAS="3").refused()
+    assert "NATS cannot keep 3 replicas (HUBLOG_NATS_REPLICAS)" in said
+    assert said.count("Correct the settings named above") == 1
+
+
 async def test_every_bad_setting_is_named(new_up: Callable[..., Up]) -> None:
     said = await new_up(HUBLOG_PARTITIONS="none", HUBLOG_HOST="0.0.0.0", HUBLOG_AUTH="none").refused()
     assert "HUBLOG_PARTITIONS must be a whole number from 1 to 64" in said

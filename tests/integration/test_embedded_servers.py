@@ -198,3 +198,24 @@ async def test_secrets_are_made_once_and_private(tmp_path: Path) -> None:
     assert len(first) == 43
     assert stat.S_IMODE((tmp_path / "secrets").stat().st_mode) == 0o600
     place.release()
+
+
+@pytest.mark.parametrize("content", [b"junk\n", b"", b"\xff" * 43])
+async def test_damaged_secrets_are_named_not_overwritten_and_not_quoted(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "secrets").write_bytes(content)
+    place = await DataDir.claim(tmp_path)
+    with pytest.raises(Misconfigured, match="is damaged") as raised:
+        place.secrets()
+    place.release()
+    assert str(tmp_path / "secrets") in raised.value.message
+    assert "junk" not in raised.value.message
+    assert "remove it" in raised.value.hint
+    assert (tmp_path / "secrets").read_bytes() == content
+
+
+async def test_secrets_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    place = await DataDir.claim(tmp_path)
+    with pytest.raises(Misconfigured, match="secrets, cannot be read: Is a directory"):
+        place.secrets()
+    place.release()
