@@ -27,6 +27,7 @@ Sync = Literal["always", "relaxed"]
 USER = "hublog"
 SYSTEM_USER = "system"
 EXTERNAL = "To use a server of your own instead, set HUBLOG_NATS_URL"
+NAMED = "HUBLOG_NATS_BIN is {}: correct it, or unset it to start the server of the wheel"
 START_TIMEOUT_S = 30.0
 """Recovery of a big store comes before the first connection: 3,000,000 subjects take 6 s."""
 READY_POLL_S = 0.005
@@ -154,6 +155,11 @@ class NatsServer:
             raise RuntimeError("nats-server was not started yet")
         return f"nats://{user}:{self._password}@127.0.0.1:{self._port}"
 
+    @property
+    def _otherwise(self) -> str:
+        """What else can be done where it does not start."""
+        return EXTERNAL if self._binary is None else f"{NAMED.format(self._binary)}\n{EXTERNAL}"
+
     def _running(self) -> Child:
         if self.child is None:
             raise RuntimeError("nats-server was not started yet")
@@ -177,9 +183,13 @@ class NatsServer:
             with contextlib.suppress(FileNotFoundError, ValueError):
                 return int(json.loads(ports_file.read_bytes())["nats"][0].rpartition(":")[2])
             if child.returncode is not None:
-                raise child.cannot_start(f"nats-server ended at once ({child.describe_end()})", otherwise=EXTERNAL)
+                raise child.cannot_start(
+                    f"nats-server ended at once ({child.describe_end()})", otherwise=self._otherwise
+                )
             await asyncio.sleep(READY_POLL_S)
-        raise child.cannot_start(f"nats-server took no connections within {START_TIMEOUT_S:.0f} s", otherwise=EXTERNAL)
+        raise child.cannot_start(
+            f"nats-server took no connections within {START_TIMEOUT_S:.0f} s", otherwise=self._otherwise
+        )
 
 
 def find_binary() -> Path:

@@ -34,6 +34,7 @@ SOCKET_PATH_MAX = 100
 """A Unix socket's path holds 107 characters, and a longer one kills Postgres."""
 INITDB_TIMEOUT_S = 60.0
 EXTERNAL = "To use a server of your own instead, set HUBLOG_POSTGRES_DSN"
+NAMED = "HUBLOG_POSTGRES_BIN is {}: correct it, or unset it to start the server of the wheel"
 START_TIMEOUT_S = 60.0
 """Recovery after a crash replays the write-ahead log first."""
 READY_POLL_S = 0.01
@@ -119,6 +120,11 @@ class PostgresServer:
         then no process of that run is left, and whoever has its pid today is a stranger."""
         (self._data / "postmaster.pid").unlink(missing_ok=True)
 
+    @property
+    def _otherwise(self) -> str:
+        """What else can be done where it does not start."""
+        return EXTERNAL if self._binaries is None else f"{NAMED.format(self._binaries)}\n{EXTERNAL}"
+
     def _running(self) -> Child:
         if self.child is None:
             raise RuntimeError("Postgres was not started yet")
@@ -162,7 +168,7 @@ class PostgresServer:
         finally:
             await child.kill()
         if status != 0:
-            raise child.cannot_start(f"initdb failed ({child.describe_end()})", otherwise=EXTERNAL)
+            raise child.cannot_start(f"initdb failed ({child.describe_end()})", otherwise=self._otherwise)
         draft.rename(self._data)
 
     async def _try_start(self, postgres: Path, socket_dir: Path, give_up_at: float) -> bool:
@@ -191,9 +197,13 @@ class PostgresServer:
                 if child.returncode is not None:
                     if any(sign in child.last_output(from_byte=log_start) for sign in STILL_HELD):
                         return False
-                    raise child.cannot_start(f"Postgres ended at once ({child.describe_end()})", otherwise=EXTERNAL)
+                    raise child.cannot_start(
+                        f"Postgres ended at once ({child.describe_end()})", otherwise=self._otherwise
+                    )
                 await asyncio.sleep(READY_POLL_S)
-            raise child.cannot_start(f"Postgres was not ready within {START_TIMEOUT_S:.0f} s", otherwise=EXTERNAL)
+            raise child.cannot_start(
+                f"Postgres was not ready within {START_TIMEOUT_S:.0f} s", otherwise=self._otherwise
+            )
         except BaseException:
             await child.stop(((signal.SIGQUIT, 2.0),))
             raise

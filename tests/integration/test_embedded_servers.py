@@ -72,6 +72,23 @@ async def test_nats_that_cannot_start_says_what_to_set(tmp_path: Path) -> None:
         await server.start()
 
 
+async def test_a_server_named_by_a_setting_that_cannot_start_is_blamed_on_the_setting(tmp_path: Path) -> None:
+    place, log_file = tmp_path / "nowhere", tmp_path / "log"
+    nats_server = NatsServer(tmp_path / "nats", log_file=log_file, binary=place)
+    with pytest.raises(Misconfigured, match=f"(?s)cannot start.*HUBLOG_NATS_BIN is {place}: correct it"):
+        await nats_server.start()
+    postgres_server = PostgresServer(tmp_path / "postgres", log_file=log_file, binaries=place)
+    with pytest.raises(Misconfigured, match=f"(?s)initdb failed.*HUBLOG_POSTGRES_BIN is {place}: correct it"):
+        await postgres_server.start()
+
+
+async def test_a_setting_that_nobody_set_is_not_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nats_module, "find_binary", lambda: tmp_path / "nowhere")
+    with pytest.raises(Misconfigured, match="cannot start") as raised:
+        await NatsServer(tmp_path / "nats", log_file=tmp_path / "log").start()
+    assert "HUBLOG_NATS_BIN" not in raised.value.message
+
+
 async def test_postgres_keeps_its_rows_and_its_dsn_over_a_kill(tmp_path: Path) -> None:
     server = PostgresServer(tmp_path / "postgres", log_file=tmp_path / "log")
     await server.start()
