@@ -6,7 +6,8 @@ interpret: what an event means is said by ``events``.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -21,10 +22,11 @@ from service.log.jetstream import JetStreamLog
 from service.process.parts import the_log
 from service.settings import Settings
 from service.spelling import Secret
-from service.up.board import read_processes
+from service.up.board import read_processes, shown
 
 LOOK_BACK_MAX = 100_000  # events of a partition, some seconds of reading: so far back is searched for what is wanted
 TEXT_CHARS_MAX = 120
+SILENT_S = 1.0  # a connection that takes longer is spoken of
 ZERO_WIDTH_JOINER = "\u200d"  # holds emoji together, and is not printable to Python
 COLOURS = {"session": "cyan", "invocation": "green", "node": "magenta", "room": "blue"}
 
@@ -76,7 +78,7 @@ async def follow(
         parse_hub(chosen.hub)
     settings = _settings(data_dir)
     console = Console(soft_wrap=True, highlight=False)
-    async with the_log(settings, "hublog tail") as log:
+    async with _connected(settings) as log:
         starts = await _starts(log, after, lines if chosen == Filter() else max(lines, LOOK_BACK_MAX))
         ends = {number: await log.last_sequence(number) for number in starts}
 
@@ -109,6 +111,21 @@ async def follow(
         async with asyncio.TaskGroup() as partitions:
             for number in starts:
                 partitions.create_task(show(number))
+
+
+@asynccontextmanager
+async def _connected(settings: Settings) -> AsyncIterator[JetStreamLog]:
+    """The log; while it is long in coming, a person is told what is waited for."""
+    assert settings.nats_url is not None
+    waited_for = f"connecting to NATS at {shown(settings.nats_url.reveal())}"
+    told = Console(stderr=True, soft_wrap=True, highlight=False)
+    speaking = asyncio.get_running_loop().call_later(SILENT_S, lambda: told.print(waited_for, markup=False))
+    try:
+        async with the_log(settings, "hublog tail") as log:
+            speaking.cancel()
+            yield log
+    finally:
+        speaking.cancel()
 
 
 def _settings(data_dir: Path | None) -> Settings:

@@ -3,10 +3,10 @@
 Owns the words on the terminal and the shape of that file. It refuses to know how processes are started and stopped.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from rich.console import Console
@@ -70,11 +70,9 @@ class Board:
 
 
 def shown(url: str | None) -> str:
-    """An address without the password in it."""
+    """An address, or several joined by commas, without the passwords and tokens in them."""
     if url is None:
         return ""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=host).geturl()
+    # In front of a database's host a lone name is a user; in front of a NATS server it is a token.
+    secret = r"//[^/]*:[^/]*@" if url.startswith("postgres") else r"//[^/]*@"
+    return re.sub(secret, "//", url)

@@ -155,6 +155,9 @@ def supervisor(output: io.StringIO, lists: list[list[int]] | None = None) -> Sup
         ("nats://hublog:secret@127.0.0.1:4222", "nats://127.0.0.1:4222"),
         ("postgresql://u:p@db.example:5432/h?host=x", "postgresql://db.example:5432/h?host=x"),
         ("postgresql://hublog@/hublog?host=%2Ftmp", "postgresql://hublog@/hublog?host=%2Ftmp"),
+        ("nats://hush@one:4222", "nats://one:4222"),
+        ("nats://u:p@one:4222,nats://u:p@two:4222", "nats://one:4222,nats://two:4222"),
+        ("nats://one:4222,tls://hu@sh@two:4222", "nats://one:4222,tls://two:4222"),
         (None, ""),
     ],
 )

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from service.log.author import Author
 from service.log.jetstream import jetstream_log, migrate_log
 from service.up.board import Entry, write_processes
 from service.up.nats_server import NatsServer
+from tests.servers.processes import until
 
 
 @pytest.fixture
@@ -52,6 +54,30 @@ def tail(*options: str, url: str | None, cwd: Path) -> subprocess.CompletedProce
         check=False,
         timeout=60,
     )
+
+
+async def test_what_it_waits_for_is_said_soon_and_without_credentials(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        monkeypatch.setenv("HUBLOG_NATS_URL", f"nats://ann:hush@{address},nats://hush@{address}")
+        following = asyncio.create_task(
+            follow(Filter(), after=None, lines=1, once=True, as_json=False, data_dir=None), name="tail"
+        )
+        said = ""
+
+        def heard() -> bool:
+            nonlocal said
+            said += capsys.readouterr().err
+            return said != "" or following.done()
+
+        await until(heard, what="a word of it")
+        assert not following.done(), "it was said before the end"
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    assert said == f"connecting to NATS at nats://{address},nats://{address}\n"
 
 
 def shown(output: str) -> list[str]:
@@ -144,6 +170,7 @@ def test_a_position_is_where_it_starts_and_that_of_another_epoch_is_refused(told
 
 def test_it_finds_the_nats_of_the_up_that_runs_here_or_says_what_to_do(told: NatsServer, tmp_path: Path) -> None:
     nobody = tail(url=None, cwd=tmp_path)
+    assert "connecting" not in nobody.stderr
     assert nobody.returncode == 2
     assert "start `hublog up`" in nobody.stderr
     (tmp_path / ".hublog").mkdir()
