@@ -66,8 +66,19 @@ async def run(settings: Settings, *, gateways: int, restart: bool, console: Cons
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
+    board = Board(console)
+    interrupted = False
+
+    def stop() -> None:
+        nonlocal interrupted
+        task.cancel()  # first: the terminal that should hear of it may be gone
+        if not interrupted:
+            interrupted = True
+            with suppress(OSError):
+                board.note("Stopping; Ctrl-C again stops without waiting for anybody")
+
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(sig, task.cancel)
+        loop.add_signal_handler(sig, stop)
     if settings.auth == "jwt":
         make_door(settings)  # a key that is none is said here, not in the logs of the children
     refuse_taken_ports(settings.host, ports(settings, gateways))
@@ -76,7 +87,7 @@ async def run(settings: Settings, *, gateways: int, restart: bool, console: Cons
         data_dir.processes_file.unlink(missing_ok=True)
         # The signal handlers cancel this task, and this is where that ends: everything is stopped by now.
         with suppress(asyncio.CancelledError):
-            await _serve(settings, data_dir, Board(console), gateways=gateways, restart=restart)
+            await _serve(settings, data_dir, board, gateways=gateways, restart=restart)
     finally:
         data_dir.processes_file.unlink(missing_ok=True)
         data_dir.release()

@@ -229,6 +229,20 @@ async def test_an_interrupt_while_starting_leaves_nothing_behind(new_up: Callabl
     assert processes_of(up.data_dir) == {}
 
 
+async def test_that_it_stops_is_said_at_once_and_once(new_up: Callable[..., Up]) -> None:
+    up = new_up(gateways=1)
+    await up.start()
+    assert up.child is not None
+    held = up.entry("gateway").pid or 0
+    os.kill(held, signal.SIGSTOP)  # so that it cannot have stopped yet
+    up.child.send(signal.SIGINT)
+    await until(lambda: "Stopping" in up.output, what="a word of it", timeout_s=4)
+    assert up.child.returncode is None
+    os.kill(held, signal.SIGCONT)
+    assert await up.child.wait() == 0
+    assert up.output.count("Stopping; Ctrl-C again stops without waiting for anybody\n") == 1
+
+
 async def test_an_ordinary_user_needs_no_more_than_root(new_up: Callable[..., Up]) -> None:
     up = new_up(gateways=1, unprivileged=True)
     await up.start()
