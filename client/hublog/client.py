@@ -33,13 +33,16 @@ from hublog.opening import Opening, open_link, read_session
 START_ANEW = frozenset({"session_closed", "session_not_found", "not_resumable", "token_stale", "epoch_mismatch"})
 """Refusals of a resume after which a new session is the way on."""
 
+GOODBYE_S = 2.0
+"""How long closing may take to reach a node, where the connection is lost at that moment."""
+
 T = TypeVar("T")
 
 _log = logging.getLogger("hublog")
 
 
 class Client:
-    """One session. Use it as ``async with``: entering connects, leaving closes the session.
+    """One session. Use it as ``async with``: entering connects, leaving closes the session (see :meth:`close`).
 
     ``urls``: the nodes, tried in turn, e.g. ``http://host:8000``. ``connect_timeout_s`` bounds entering;
     ``give_up_after_s`` how long a lost connection is sought again (None: for ever). ``call_timeout_s`` bounds a call
@@ -88,6 +91,7 @@ class Client:
         self._cursor = ""
         self._error: HublogError | None = None
         self._link: Link | None = None
+        self._node = 0  # the one to try next, counted on and on
         self._sending = asyncio.Lock()
         self._calls = Calls()
         self._handlers = Handlers(positioned=resumable)
@@ -162,14 +166,18 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """End the session and the client. Messages that no handler has seen yet are dropped; waiting calls fail."""
+        """End the session and the client. Messages that no handler has seen yet are dropped; waiting calls fail.
+
+        While it reconnects, each node is tried once more, for 2 s in all, to resume the session and end it. If none is
+        reached, or nobody reads the Close any more, a resumable session stays until the service's time for it is over.
+        """
         if self._shutting_down is None:
-            link = self._link
+            link, adrift = self._link, self._link is None and self._state is not State.CLOSED
             self._finish(Event.STOPPED, None)
-            self._shutting_down = asyncio.create_task(self._shut_down(link, asyncio.current_task()))
+            self._shutting_down = asyncio.create_task(self._shut_down(link, asyncio.current_task(), adrift=adrift))
         await asyncio.shield(self._shutting_down)
 
-    async def _shut_down(self, link: Link | None, handler: "asyncio.Task[Any] | None") -> None:
+    async def _shut_down(self, link: Link | None, handler: "asyncio.Task[Any] | None", *, adrift: bool) -> None:
         """Done once. ``handler``: the task that asks; if it is one of our own, it is not waited for."""
         if link is not None:
             await link.say_goodbye()
@@ -177,8 +185,25 @@ class Client:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        if adrift and self._token is not None and self._http is not None:
+            await self._end_session(self._http)
         if self._own_http and self._http is not None:
             await self._http.close()
+
+    async def _end_session(self, http: aiohttp.ClientSession) -> None:
+        """Resume a session that has no connection, only to close it. Whether that worked is not said."""
+        try:
+            async with asyncio.timeout(GOODBYE_S):
+                for node in range(self._node, self._node + len(self._nodes)):
+                    try:
+                        opening = await open_link(http, self._url(node), self._timers, self._access)
+                    except LinkEnded:
+                        continue
+                    await opening.link.say_goodbye()
+                    await opening.link.close()
+                    return
+        except Exception as exc:  # noqa: BLE001  closing does not fail: the service ends the session by itself, later
+            _log.debug("hublog: the session was not ended: %r", exc)
 
     async def wait_closed(self) -> None:
         """Until ``close()``, or until the service has ended it (``error`` says why) and the handlers are done."""
@@ -256,12 +281,12 @@ class Client:
     async def _live(self, http: aiohttp.ClientSession) -> None:
         """Connect, serve, and connect again, until something ends it."""
         loop = asyncio.get_running_loop()
-        node, attempt, since_s = 0, 0, loop.time()
+        attempt, since_s = 0, loop.time()
         try:
             while True:
                 opened_s: float | None = None
                 try:
-                    opening = await open_link(http, self._url(node), self._timers, self._access)
+                    opening = await open_link(http, self._url(self._node), self._timers, self._access)
                     opened_s = loop.time()
                     await self._serve(opening)
                 except LinkEnded as end:
@@ -275,7 +300,7 @@ class Client:
                     since_s = loop.time()
                     attempt = 0 if since_s - opened_s >= self._timers.stable_s else attempt
                 pause_s = self._pause_s(attempt)
-                node, attempt = node + 1, attempt + 1
+                self._node, attempt = self._node + 1, attempt + 1
                 limit_s = self._connect_timeout_s if self._known is None else self._give_up_after_s
                 if limit_s is not None and loop.time() + pause_s >= since_s + limit_s:
                     last = ended.error.message

@@ -112,6 +112,23 @@ async def test_leaving_closes_the_session(gateways: tuple[str, str], hub: str, a
     assert [event["data"].get("reason") for event in events][1] == "client"
 
 
+async def test_leaving_while_it_reconnects_closes_the_session(
+    gateways: tuple[str, str], proxies: tuple[Proxy, Proxy], hub: str, api: Api
+) -> None:
+    urls = [f"http://127.0.0.1:{proxy.port}" for proxy in proxies]
+    never = Timers(backoff_first_s=1e6, backoff_longest_s=1e6)  # it sleeps, so it is closed where it has no connection
+    async with Client(urls, hub, timers=never) as client:
+        session = client.session_id
+        assert session is not None
+        for proxy in proxies:
+            proxy.cut()
+        await until(lambda: client.state is State.RECONNECTING, what="the loss")
+        proxies[0].heal()  # the other still refuses
+    history = await api.closed_history(session)
+    assert [event["data"].get("reason") for event in history if event["type"] == "session.closed.v1"] == ["client"]
+    proxies[1].heal()
+
+
 async def test_many_sessions_in_one_process_each_have_their_own(gateways: tuple[str, str], hub: str) -> None:
     """Resumable and plain ones side by side, on both nodes."""
     clients = [Client(gateways[n % 2], hub, user=f"user-{n}", resumable=n % 3 != 0) for n in range(12)]

@@ -19,6 +19,7 @@ from hublog import (
     Timers,
     Unreachable,
 )
+from hublog import client as hublog_client
 from hublog import inbox as hublog_inbox
 from tests.servers.fake_hub import FakeHub, FakeLink, about, fake_hub
 from tests.servers.processes import until
@@ -97,6 +98,8 @@ async def test_it_resumes_with_the_newest_token_from_the_last_message(hub: FakeH
         assert (third.query["resume"], third.query["cursor"]) == ("t2", "p4")
         assert watched.resyncs == []
         assert watched.states == [State.CONNECTING, State.ACTIVE, State.RECONNECTING, State.ACTIVE, State.RECONNECTING]
+        await third.opens(token="t3", resumed=True)  # so that closing has nobody to wait for
+        await until(lambda: watched.client.state is State.ACTIVE, what="the resume")
 
 
 async def test_what_came_before_an_answer_that_never_came_counts_for_nothing(hub: FakeHub) -> None:
@@ -171,6 +174,7 @@ async def test_nodes_are_tried_in_turn() -> None:
             link.cut()
             link = await node.accept()
             await link.opens(token=f"t{number}", resumed=True)
+        await until(lambda: watched.client.state is State.ACTIVE, what="the resume")
         await watched.client.close()
         assert (one.requests, two.requests) == (2, 2)
 
@@ -422,6 +426,53 @@ async def test_closing_while_connecting_and_twice_and_from_a_handler(hub: FakeHu
         await link.message("p1", "bye")
         await watched.client.wait_closed()
         assert await link.heard() == {"type": 7}
+
+
+async def test_closing_while_reconnecting_resumes_the_session_to_end_it(hub: FakeHub) -> None:
+    client, _ = await lost(hub)
+    closing = asyncio.create_task(client.close())
+    link = await hub.accept()
+    assert (link.query["resume"], link.query["cursor"]) == ("t1", "p0")
+    await link.opens(token="t2", resumed=True)
+    assert await link.heard() == {"type": 7}
+    await closing
+    assert (client.state, client.error) == (State.CLOSED, None)
+
+
+async def test_closing_while_reconnecting_ends_though_nobody_answers(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hublog_client, "GOODBYE_S", 0.05)
+    client, _ = await lost(hub)
+    closing = asyncio.create_task(client.close())
+    silent = await hub.accept()
+    await silent.ended.wait()
+    await closing
+
+    client, requests = await lost(hub)
+    hub.status = 503
+    await client.close()
+    assert hub.requests == requests + 1
+    assert client.state is State.CLOSED
+
+
+async def test_a_plain_client_that_reconnects_has_no_session_to_end(hub: FakeHub) -> None:
+    client, requests = await lost(hub, token=None, resumable=False)
+    await client.close()
+    assert hub.requests == requests
+
+
+async def lost(hub: FakeHub, *, token: str | None = "t1", resumable: bool = True) -> tuple[Client, int]:
+    """A client that has lost its connection and does not try again soon; and how many connections there were."""
+    never = Timers(backoff_first_s=1e6, backoff_longest_s=1e6)
+    client = Client(hub.url, "h", timers=never, resumable=resumable)
+    entering = asyncio.create_task(client.__aenter__())
+    link = await hub.accept()
+    await link.opens(token=token)
+    await entering
+    link.cut()
+    await until(lambda: client.state is State.RECONNECTING, what="the loss")
+    return client, hub.requests
 
 
 async def test_an_observer_that_fails_is_logged(hub: FakeHub, caplog: pytest.LogCaptureFixture) -> None:
