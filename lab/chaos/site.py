@@ -33,8 +33,8 @@ SETTINGS = {
     "HUBLOG_OUTBOX_BYTES_MAX": "65536",
     "HUBLOG_LOG_LEVEL": "info",
 }
-"""An installation that is started for a run notices the death of clients soon, so that a run sees it, and keeps as little
-as it may for those who do not read, so that who resumes and is stalled gets what it missed page by page."""
+"""An installation that is started for a run notices the death of clients soon, so that a run sees it, and keeps as
+little as it may for those who do not read, so that who resumes and is stalled gets what it missed page by page."""
 
 
 class Site:
