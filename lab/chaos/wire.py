@@ -23,12 +23,17 @@ DIAL_TIMEOUT_S = 10.0
 CALL_TIMEOUT_S = 15.0
 """A call without an answer for so long: a watchful client gives the connection up."""
 
+LARGE_EVERY = 4
+LARGE_BYTES = 4_000
+"""What is put into every fourth message, so that a few seconds without reading fill what is kept for one client."""
+
 NOT_DEFINITE = frozenset({"outcome_unknown", "internal"})
 """Errors after which the call may have happened."""
 
 
 class Invocation(msgspec.Struct):
-    """What of an invocation matters here. ``arguments``: the message, and the position where positions were asked."""
+    """What of an invocation matters here. ``arguments``: the message, its ballast if it is large, and in the end the
+    position where positions were asked."""
 
     target: str
     arguments: list[object]
@@ -173,7 +178,8 @@ class Wire:
             retry=retry_of is not None,
         )
         self.history.add(said)
-        arguments = b'[%s,"%s",[%d],{"key":"m%d"}]' % (bytes(selector), TARGET.encode(), message, message)
+        ballast = b',"%s"' % (b"." * LARGE_BYTES) if message % LARGE_EVERY == 0 else b""
+        arguments = b'[%s,"%s",[%d%s],{"key":"m%d"}]' % (bytes(selector), TARGET.encode(), message, ballast, message)
         self._send(Pending(call, time.monotonic(), said), "hub.invoke", arguments)
         return message
 
@@ -249,7 +255,7 @@ class Wire:
         said = _invocation(record)
         if said.target != TARGET:
             return
-        message, position = said.arguments[0], said.arguments[1] if self.resumable else None
+        message, position = said.arguments[0], said.arguments[-1] if self.resumable else None
         if not isinstance(message, int) or not isinstance(position, str | None):
             raise TypeError(f"not what was sent: {record[:200]!r}")
         self.history.add(Delivered(t=self.history.now, conn=self.conn, message=message, position=position))
