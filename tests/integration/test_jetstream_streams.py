@@ -1,7 +1,9 @@
 """The streams as they are made, compared and refused, and the server's refusals as the service sees them."""
 
+import asyncio
 import json
 import os
+import resource
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
@@ -22,7 +24,7 @@ from events.errors import (
     Misconfigured,
     PayloadTooLarge,
 )
-from service.log.jetstream import JetStreamLog, cursor, jetstream_log, migrate_log
+from service.log.jetstream import JetStreamLog, cursor, jetstream_log, migrate_log, streams
 from service.log.jetstream import append as append_module
 from service.log.jetstream import lane as lane_module
 from service.log.jetstream.answers import BATCH_INCOMPLETE, WRONG_LAST_SEQUENCE, Ack, failure
@@ -30,6 +32,7 @@ from service.log.jetstream.replies import ApiError
 from service.log.port import Stored
 from service.up.nats_server import NatsServer
 from tests.servers.event_logs import event, until
+from tests.servers.nats import MakeNats
 
 RANDOM = b"\x01\x02\x03"
 
@@ -89,6 +92,33 @@ async def test_a_missing_stream_is_made_with_the_epoch_of_the_others(clean_nats:
     with pytest.raises(LogMissing, match="missing in JetStream: EV_1"):
         await jetstream_log(clean_nats.url, name="test", partitions=2)
     assert await migrate_log(clean_nats.url, random=os.urandom(3), partitions=2) == epoch
+
+
+def _may_write(server: NatsServer, limit: int | None) -> None:
+    """How long a file of the server's may become: with 0, no store can be made."""
+    _, hard = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (hard if limit is None else limit, hard))
+
+
+async def test_a_store_that_cannot_be_made_yet_is_tried_again(fresh_nats: MakeNats) -> None:
+    """As where a stream of that name was deleted a moment ago, and its files are still being removed."""
+    server = await fresh_nats()
+    _may_write(server, 0)
+    making = asyncio.create_task(migrate_log(server.url, random=RANDOM))
+    await asyncio.wait([making], timeout=0.3)
+    assert not making.done()
+    _may_write(server, None)
+    assert len(await making) == 4
+
+
+async def test_a_store_that_cannot_be_made_is_the_disk_s_fault(
+    fresh_nats: MakeNats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "STORE_TIMEOUT_S", 0.2)
+    server = await fresh_nats()
+    _may_write(server, 0)
+    with pytest.raises(LogUnavailable, match=r"NATS cannot make a store for EV_0 on its disk: 10049"):
+        await migrate_log(server.url, random=RANDOM)
 
 
 async def test_the_stream_is_what_the_design_says(clean_nats: NatsServer, admin: Admin) -> None:

@@ -5,6 +5,8 @@ changes; every other process calls :func:`verify`. Definitions travel as raw JSO
 a field would reset it.
 """
 
+import asyncio
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +29,9 @@ DUPLICATE_WINDOW_MIN_S = 90  # a write is repeated for PUBLISH_DEADLINE_S, and m
 PUT_TIMEOUT_S = 2.0
 PUT_AGAIN_S = 0.5
 _NS = 1_000_000_000
+STORE_TIMEOUT_S = 3.0
+STORE_AGAIN_S = 0.1
+_NO_STORE = 10049
 _NO_CLUSTER, _NO_PEERS = 10074, 10005  # what JetStream says to more replicas than it can keep
 
 # What may change under a living log. Everything else means another log, or a promise taken back.
@@ -136,10 +141,18 @@ async def _found(replies: Replies, name: str) -> dict[str, Any] | None:
 
 async def _put(replies: Replies, verb: str, definition: Definition) -> None:
     payload = msgspec.json.encode({key: value for key, value in definition.items() if value is not None})
-    raw = await replies.request(f"$JS.API.STREAM.{verb}.{definition['name']}", payload)
-    answer = msgspec.json.decode(raw, type=_Answer)
+    give_up_s = time.monotonic() + STORE_TIMEOUT_S
+    while True:
+        raw = await replies.request(f"$JS.API.STREAM.{verb}.{definition['name']}", payload)
+        answer = msgspec.json.decode(raw, type=_Answer)
+        if answer.error is None or answer.error.err_code != _NO_STORE or time.monotonic() > give_up_s:
+            break
+        # The server removes the files of a deleted stream at its leisure, and they are in the way of a new one.
+        await asyncio.sleep(STORE_AGAIN_S)
     if answer.error is not None:
         problem = f"{answer.error.err_code} {answer.error.description}"
+        if answer.error.err_code == _NO_STORE:
+            raise LogUnavailable(f"NATS cannot make a store for {definition['name']} on its disk: {problem}")
         if answer.error.err_code in {_NO_CLUSTER, _NO_PEERS}:
             raise Misconfigured(
                 f"NATS cannot keep {definition['num_replicas']} replicas (HUBLOG_NATS_REPLICAS) of "
