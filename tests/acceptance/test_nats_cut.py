@@ -83,8 +83,8 @@ async def test_every_client_sees_every_message_once_in_order(
             proxy.cut() if number % 2 else proxy.reset()
             await asyncio.wait([sending], timeout=0.3)
             proxy.heal()
-            # The cut one is back and traffic flows again before the next cut, or five cuts would be one long one. What is
-            # heard may still be from before the cut.
+            # It is connected and hears again before the next cut, or five cuts would be one long one: what is heard may
+            # be from before the cut.
             await until(
                 lambda number=number, before=before: (
                     proxy.accepted > number + 1 and _heard(receivers[0]) > before + BETWEEN_CUTS
