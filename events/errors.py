@@ -1,7 +1,7 @@
 """Every error that may cross a boundary, as one tree.
 
 Owns the stable codes that clients, operators and the documentation rely on. It knows neither HTTP nor SignalR:
-``service.problems`` maps codes to statuses.
+``service.problems`` maps codes to statuses. Long, because all of them stand in one place.
 
     HublogError
     ├── Refused                    a decision said no; nothing was written

@@ -2,7 +2,8 @@
 
 Owns names, defaults, limits and the sentence that documents each; ``docs/configuration.md`` is made from them, and
 ``spelling`` has how values are written. A bad value stops start-up with *every* mistake named. It refuses to know who
-uses a setting: only ``service.process`` and ``service.cli`` see ``Settings``, and hand plain values on.
+uses a setting: only ``service.process`` and ``service.cli`` see ``Settings``, and hand plain values on. Long, because
+it is one table.
 """
 
 import difflib

@@ -68,6 +68,10 @@ class Runner(web.AppRunner):
 
     __slots__ = ()
 
+    def protocol(self, server: web.Server, loop: asyncio.AbstractEventLoop) -> asyncio.Protocol:
+        """Of a new connection."""
+        return Protocol(server, loop=loop, access_log=None)  # type: ignore[arg-type]  # None is off
+
     @property
     def server(self) -> Callable[[], asyncio.Protocol] | None:  # type: ignore[override]
         """What sites make a protocol with for each connection."""
@@ -75,4 +79,4 @@ class Runner(web.AppRunner):
         if server is None:
             return None
         loop = asyncio.get_running_loop()
-        return lambda: Protocol(server, loop=loop, access_log=None)  # type: ignore[arg-type]  # None is off
+        return lambda: self.protocol(server, loop)

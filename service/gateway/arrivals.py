@@ -67,7 +67,7 @@ class _Entrance(asyncio.Protocol):
         self._protocol.connection_made(line)
 
 
-class _Runner(web.AppRunner):
+class _Runner(unread.Runner):
     __slots__ = ("_arrivals",)
 
     def __init__(self, arrivals: Arrivals, app: web.Application) -> None:
@@ -78,15 +78,6 @@ class _Runner(web.AppRunner):
         )
         self._arrivals = arrivals
 
-    @property
-    def server(self) -> Callable[[], asyncio.Protocol] | None:  # type: ignore[override]
-        """What sites make a protocol with for each connection."""
-        server = super().server
-        if server is None:
-            return None
-        loop = asyncio.get_running_loop()
-        return lambda: _Entrance(
-            self._arrivals,
-            # None is off.
-            unread.Protocol(server, loop=loop, access_log=None, keepalive_timeout=KEEP_ALIVE_S),  # type: ignore[arg-type]
-        )
+    def protocol(self, server: web.Server, loop: asyncio.AbstractEventLoop) -> asyncio.Protocol:
+        behind = unread.Protocol(server, loop=loop, access_log=None, keepalive_timeout=KEEP_ALIVE_S)  # type: ignore[arg-type]
+        return _Entrance(self._arrivals, behind)

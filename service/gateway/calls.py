@@ -17,7 +17,6 @@ from service.gateway.signalr.messages import InvocationReceived
 from service.telemetry.tracing import Attributes, Span, within
 
 CALLS_AT_ONCE_MAX = 256  # calls of one connection that are on their way to the log; beyond it we stop reading
-INVOKE = "hub.invoke"
 
 _log = structlog.get_logger(__name__)
 
@@ -78,7 +77,7 @@ class Calls:
             await self._take(caller, call, span)
 
     async def _take(self, caller: TracedCaller, call: InvocationReceived, span: Span | None) -> None:
-        if call.target == INVOKE:
+        if call.target == invoke.INVOKE:
             await self._below(CALLS_AT_ONCE_MAX)
             first = self._send(caller, call, span)
             if first is not None:

@@ -33,9 +33,10 @@ from service.delivery.gate import Gate
 from service.delivery.handover import Resumer
 from service.delivery.interest import Receiver
 from service.delivery.outbox import Outbox
-from service.gateway.calls import INVOKE, Calls
+from service.gateway.calls import Calls
 from service.gateway.context import GatewayContext
 from service.gateway.letting_go import detachment, let_go
+from service.gateway.methods.invoke import INVOKE
 from service.gateway.peer import Peer
 from service.gateway.resume import Standing, take_over
 from service.gateway.signalr import json_format

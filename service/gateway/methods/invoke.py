@@ -29,6 +29,8 @@ class _Arguments(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     options: _Options | None = None
 
 
+INVOKE = "hub.invoke"
+
 _log = structlog.get_logger(__name__)
 
 _arguments = msgspec.json.Decoder(_Arguments)
@@ -82,9 +84,9 @@ def submit(caller: Caller, call: InvocationReceived, span: Span | None = None) -
         try:
             await first
         except Exception as exc:  # noqa: BLE001  of a router of one's own: its caller is told, and the connection goes on
-            _log.error("method.failed", target="hub.invoke", session_id=caller.session_id, exc_info=exc)
+            _log.error("method.failed", target=INVOKE, session_id=caller.session_id, exc_info=exc)
             if not answered:
-                answer(Internal(f"hub.invoke failed: {type(exc).__name__}"))
+                answer(Internal(f"{INVOKE} failed: {type(exc).__name__}"))
 
     return wait()
 

@@ -136,17 +136,17 @@ class SyncClient(Client):
 
     def _write(self, command: bytes) -> None:
         """The first of a turn of the loop goes out at once, what follows in the same turn together at its end."""
-        if self._usable and self._transport is not None:
-            if self._turn_over is None:
-                self._turn_over = asyncio.get_running_loop().call_soon(self._end_turn)
-                if not self._pending:
-                    self._put_out([command])
-                    return
-            self._pending.append(command)
-            self._pending_data_size += len(command)
-            return
+        by_turns = self._usable and self._transport is not None
+        if by_turns and self._turn_over is None:
+            self._turn_over = asyncio.get_running_loop().call_soon(self._end_turn)
+            if not self._pending:
+                self._put_out([command])
+                return
         self._pending.append(command)
         self._pending_data_size += len(command)
+        if by_turns:
+            return
+        # While the subscriptions are replayed, nats-py's own flusher writes.
         queue = self._flush_queue
         assert queue is not None, "connect first"
         if queue.empty():
