@@ -1,4 +1,4 @@
-"""One ``hublog up`` per test file, with the settings that the file names in ``SETTINGS``; and one image for all."""
+"""One ``hublog up`` per test file, with its ``SETTINGS`` and ``servers``; and one image for all."""
 
 import tempfile
 import uuid
@@ -8,18 +8,38 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from service.up.nats_server import NatsServer
 from tests.servers.image import Stage, follow
+from tests.servers.nats import start_nats
 from tests.servers.questions import Api
 from tests.servers.stock import StockClients
 from tests.servers.up import Up
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Up]:
+async def nats(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
+    """For installations that do not bring their own."""
+    server = await start_nats(tmp_path_factory.mktemp("outside"))
+    yield server
+    await server.stop()
+
+
+@pytest.fixture(scope="module")
+def servers() -> dict[str, str]:
+    """The settings that name servers from outside; a file that has some says here which."""
+    return {}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(
+    request: pytest.FixtureRequest, servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Up]:
     up = Up(
         tmp_path_factory.mktemp("served") / "data",
+        gateways=getattr(request.module, "GATEWAYS", 2),
         options=getattr(request.module, "OPTIONS", ("--no-restart",)),
         **getattr(request.module, "SETTINGS", {}),
+        **servers,
     )
     try:
         await up.start()

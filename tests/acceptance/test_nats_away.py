@@ -21,7 +21,6 @@ import pytest_asyncio
 from service.up.child import spawn
 from service.up.nats_server import NatsServer
 from tests.servers.health import readiness, wait_ready, wait_unready
-from tests.servers.nats import start_nats
 from tests.servers.processes import until
 from tests.servers.questions import Api
 from tests.servers.raw_signalr import RawClient
@@ -45,22 +44,9 @@ COMMANDS = (
 )
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def nats(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
-    server = await start_nats(tmp_path_factory.mktemp("outside"))
-    yield server
-    await server.stop()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Up]:
-    """Like any other, but NATS is not its own."""
-    up = Up(tmp_path_factory.mktemp("served") / "data", options=("--no-restart",), HUBLOG_NATS_URL=nats.url)
-    try:
-        await up.start()
-        yield up
-    finally:
-        await up.stop()
+@pytest.fixture(scope="module")
+def servers(nats: NatsServer) -> dict[str, str]:
+    return {"HUBLOG_NATS_URL": nats.url}
 
 
 class Logs:

@@ -4,15 +4,12 @@ The limit on the size of its files stands in for a full disk: what it writes fai
 """
 
 import asyncio
-import resource
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 
 from service.up.nats_server import NatsServer
 from tests.servers.health import labelled, readiness, wait_ready, wait_unready
-from tests.servers.nats import start_nats
+from tests.servers.nats import may_write
 from tests.servers.processes import POLL_S
 from tests.servers.promql import alerts, selectors
 from tests.servers.up import Up
@@ -23,26 +20,9 @@ RED_WITHIN_S = 20.0
 (ALERT,) = (rule for rule in alerts() if rule["alert"] == "HublogLogSilent")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def nats(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
-    server = await start_nats(tmp_path_factory.mktemp("outside"))
-    yield server
-    await server.stop()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Up]:
-    up = Up(tmp_path_factory.mktemp("served") / "data", options=("--no-restart",), HUBLOG_NATS_URL=nats.url)
-    try:
-        await up.start()
-        yield up
-    finally:
-        await up.stop()
-
-
-def may_write(server: NatsServer, *, soft: int | None = None) -> None:
-    _, hard = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (hard if soft is None else soft, hard))
+@pytest.fixture(scope="module")
+def servers(nats: NatsServer) -> dict[str, str]:
+    return {"HUBLOG_NATS_URL": nats.url}
 
 
 async def fires(admin: str | None) -> bool:
@@ -55,7 +35,7 @@ async def fires(admin: str | None) -> bool:
 async def test_a_full_disk_is_named_and_is_over_after_a_restart(served: Up, nats: NatsServer) -> None:
     admins = [served.entry("gateway", index).admin_url for index in range(2)]
     assert not any([await fires(admin) for admin in admins])
-    may_write(nats, soft=0)
+    may_write(nats, 0)
     for wrong in await asyncio.gather(*(wait_unready(admin, timeout_s=RED_WITHIN_S) for admin in admins)):
         assert list(wrong) == ["lease"]
         assert "the disk of NATS may be full" in wrong["lease"]
@@ -63,7 +43,7 @@ async def test_a_full_disk_is_named_and_is_over_after_a_restart(served: Up, nats
     ready, _ = await readiness(served.entry("api").admin_url)
     assert ready, "reading goes on"
 
-    may_write(nats)
+    may_write(nats, None)
     await nats.restart()
     await asyncio.gather(*(wait_ready(admin) for admin in admins))
     assert not any([await fires(admin) for admin in admins])

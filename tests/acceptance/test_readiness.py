@@ -21,7 +21,6 @@ import migrations
 from service.up.nats_server import NatsServer
 from service.up.postgres import PostgresServer
 from tests.servers.health import number, readiness, wait_ready
-from tests.servers.nats import start_nats
 from tests.servers.postgres import start_postgres
 from tests.servers.processes import gone
 from tests.servers.questions import Api
@@ -34,15 +33,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 RED_WITHIN_S = 5.0
 FAILS_WITHIN_S = 0.5
 POLL_S = 0.05
+GATEWAYS = 1
+SETTINGS = {"HUBLOG_CANARY_EVERY": "1"}
 ROLES = ("gateway", "projector", "api")
 CALL = b'{"selector":{"to":"all"},"target":"asked","arguments":[]}'
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def nats(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
-    server = await start_nats(tmp_path_factory.mktemp("outside-nats"))
-    yield server
-    await server.stop()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -52,24 +46,9 @@ async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Po
     await server.stop()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(
-    nats: NatsServer, postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Up]:
-    """Like any other, but both servers are not its own."""
-    up = Up(
-        tmp_path_factory.mktemp("served") / "data",
-        gateways=1,
-        options=("--no-restart",),
-        HUBLOG_NATS_URL=nats.url,
-        HUBLOG_POSTGRES_DSN=postgres.dsn,
-        HUBLOG_CANARY_EVERY="1",
-    )
-    try:
-        await up.start()
-        yield up
-    finally:
-        await up.stop()
+@pytest.fixture(scope="module")
+def servers(nats: NatsServer, postgres: PostgresServer) -> dict[str, str]:
+    return {"HUBLOG_NATS_URL": nats.url, "HUBLOG_POSTGRES_DSN": postgres.dsn}
 
 
 @asynccontextmanager

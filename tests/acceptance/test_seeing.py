@@ -20,6 +20,13 @@ from tests.servers.up import Up
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+SETTINGS = {
+    "HUBLOG_TRACE_RATIO": "0",  # nothing is traced here but what a client asks for
+    "HUBLOG_CANARY_EVERY": "0",
+    "OTEL_BSP_SCHEDULE_DELAY": "100",
+    "OTEL_EXPORTER_OTLP_HEADERS": "x-tenant=t1",
+}
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def collector() -> AsyncIterator[Collector]:
@@ -27,23 +34,9 @@ async def collector() -> AsyncIterator[Collector]:
         yield started
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Up]:
-    """Nothing is traced here but what a client asks for."""
-    up = Up(
-        tmp_path_factory.mktemp("seen") / "data",
-        options=("--no-restart",),
-        HUBLOG_OTLP_ENDPOINT=collector.endpoint,
-        HUBLOG_TRACE_RATIO="0",
-        HUBLOG_CANARY_EVERY="0",
-        OTEL_BSP_SCHEDULE_DELAY="100",
-        OTEL_EXPORTER_OTLP_HEADERS="x-tenant=t1",
-    )
-    try:
-        await up.start()
-        yield up
-    finally:
-        await up.stop()
+@pytest.fixture(scope="module")
+def servers(collector: Collector) -> dict[str, str]:
+    return {"HUBLOG_OTLP_ENDPOINT": collector.endpoint}
 
 
 class Asked:

@@ -11,12 +11,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from service.log.jetstream import jetstream_log
 from service.up.child import spawn
 from service.up.nats_server import NatsServer
+from tests.servers.health import wait_ready
 from tests.servers.processes import gone, until
 from tests.servers.up import Up, processes_of
 
@@ -42,23 +42,6 @@ def new_up(tmp_path: Path, made: list[Up]) -> Callable[..., Up]:
     return new
 
 
-async def readiness(admin_url: str | None) -> str:
-    """``ready``, or why not."""
-    try:
-        async with aiohttp.ClientSession() as session, session.get(f"{admin_url}/readyz") as answer:
-            return "ready" if answer.status == 200 else await answer.text()
-    except aiohttp.ClientError as exc:
-        return repr(exc)
-
-
-async def comes_ready(admin_url: str | None) -> None:
-    """Not at once: a process that was ready may have missed its servers for a moment, on a machine this busy."""
-    give_up_at = time.monotonic() + 30
-    while (said := await readiness(admin_url)) != "ready":
-        assert time.monotonic() < give_up_at, said
-        await asyncio.sleep(0.05)
-
-
 async def eventually(condition: Callable[[], Awaitable[bool]], what: str) -> None:
     give_up_at = time.monotonic() + 30
     while not await condition():
@@ -82,7 +65,7 @@ async def test_it_starts_stops_and_continues_where_it_was(new_up: Callable[..., 
     assert not any(gone(entry.pid or 0) for entry in up.entries)
     for entry in up.entries:
         if entry.admin_url is not None:
-            await comes_ready(entry.admin_url)
+            await wait_ready(entry.admin_url)
     password = (up.entry("nats").url or "").split("@")[0].rpartition(":")[2]
     assert "hublog is up" in up.output
     assert "NATS writes to disk: every 120 s" in up.output
@@ -118,7 +101,7 @@ async def test_a_data_directory_in_use_is_refused_and_its_user_unharmed(new_up: 
     assert first.child is not None
     assert f"the data directory {first.data_dir} is in use by another hublog (process {first.child.pid})" in said
     assert "--data-dir" in said
-    await comes_ready(first.entry("gateway", 1).admin_url)
+    await wait_ready(first.entry("gateway", 1).admin_url)
     assert len(first.entries) == len(ROLES)
 
 
@@ -198,7 +181,7 @@ async def test_whoever_is_killed_comes_back_ready_at_the_same_address(new_up: Ca
         await eventually(replaced, f"{key} to be replaced")
         for entry in up.entries:
             if entry.admin_url is not None:
-                await comes_ready(entry.admin_url)
+                await wait_ready(entry.admin_url)
     after = {(entry.role, entry.index): entry for entry in up.entries}
     assert after.keys() == before.keys()
     assert {key: entry.url for key, entry in after.items()} == {key: entry.url for key, entry in before.items()}
@@ -213,7 +196,7 @@ async def test_with_no_restart_a_death_is_reported_and_the_rest_goes_on(new_up: 
     os.kill(up.entry("gateway", 1).pid or 0, signal.SIGKILL)
     await until(lambda: "gateway 1 is not restarted (--no-restart)" in up.output, what="the report")
     await until(lambda: len(up.entries) == len(ROLES) - 1, what="processes.json without it")
-    await comes_ready(up.entry("gateway", 0).admin_url)
+    await wait_ready(up.entry("gateway", 0).admin_url)
     assert await up.stop() == 0
 
 
@@ -258,7 +241,7 @@ async def test_servers_of_ones_own_are_used_where_named(
     up = new_up(HUBLOG_NATS_URL=nats.url, HUBLOG_POSTGRES_DSN=empty_database)
     await up.start()
     assert (up.entry("nats").pid, up.entry("postgres").pid) == (None, None)
-    await comes_ready(up.entry("api").admin_url)
+    await wait_ready(up.entry("api").admin_url)
     assert json.loads((up.data_dir / "processes.json").read_bytes())[0]["admin_url"] is None
     assert await up.stop() == 0
     log = await jetstream_log(nats.url, name="test")

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import resource
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
@@ -32,7 +31,7 @@ from service.log.jetstream.replies import ApiError
 from service.log.port import Stored
 from service.up.nats_server import NatsServer
 from tests.servers.event_logs import event, until
-from tests.servers.nats import MakeNats
+from tests.servers.nats import MakeNats, may_write
 
 RANDOM = b"\x01\x02\x03"
 
@@ -94,20 +93,14 @@ async def test_a_missing_stream_is_made_with_the_epoch_of_the_others(clean_nats:
     assert await migrate_log(clean_nats.url, random=os.urandom(3), partitions=2) == epoch
 
 
-def _may_write(server: NatsServer, limit: int | None) -> None:
-    """How long a file of the server's may become: with 0, no store can be made."""
-    _, hard = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (hard if limit is None else limit, hard))
-
-
 async def test_a_store_that_cannot_be_made_yet_is_tried_again(fresh_nats: MakeNats) -> None:
     """As where a stream of that name was deleted a moment ago, and its files are still being removed."""
     server = await fresh_nats()
-    _may_write(server, 0)
+    may_write(server, 0)
     making = asyncio.create_task(migrate_log(server.url, random=RANDOM))
     await asyncio.wait([making], timeout=0.3)
     assert not making.done()
-    _may_write(server, None)
+    may_write(server, None)
     assert len(await making) == 4
 
 
@@ -116,7 +109,7 @@ async def test_a_store_that_cannot_be_made_is_the_disk_s_fault(
 ) -> None:
     monkeypatch.setattr(streams, "STORE_TIMEOUT_S", 0.2)
     server = await fresh_nats()
-    _may_write(server, 0)
+    may_write(server, 0)
     with pytest.raises(LogUnavailable, match=r"NATS cannot make a store for EV_0 on its disk: 10049"):
         await migrate_log(server.url, random=RANDOM)
 

@@ -30,12 +30,16 @@ async def wait_unready(admin_url: str | None, *, timeout_s: float) -> dict[str, 
 
 
 async def _wait(admin_url: str | None, *, ready: bool, timeout_s: float) -> dict[str, str]:
-    async with asyncio.timeout(timeout_s):
-        while True:
-            found, checks = await readiness(admin_url)
-            if found is ready and checks:
-                return checks
-            await asyncio.sleep(POLL_S * 10)
+    checks: dict[str, str] = {}
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                found, checks = await readiness(admin_url)
+                if found is ready and checks:
+                    return checks
+                await asyncio.sleep(POLL_S * 10)
+    except TimeoutError as exc:
+        raise AssertionError(f"after {timeout_s:g} s {admin_url} said last: {checks or 'nothing'}") from exc
 
 
 async def number(admin_url: str | None, name: str) -> float:

@@ -1,5 +1,6 @@
 """NATS servers for tests, started by the modules that ``hublog up`` uses."""
 
+import resource
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -17,6 +18,13 @@ async def start_nats(folder: Path, *, sync: Sync = "relaxed") -> NatsServer:
     server = NatsServer(folder / "nats", log_file=folder / "nats.log", sync=sync)
     await server.start()
     return server
+
+
+def may_write(server: NatsServer, limit: int | None) -> None:
+    """How long a file of the server's may become, None for any length: with 0 it fails at every write, as on a full
+    disk, and what it reads does not."""
+    _, hard = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (hard if limit is None else limit, hard))
 
 
 async def delete_all_streams(url: str) -> None:
