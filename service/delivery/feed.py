@@ -9,7 +9,6 @@ Hot path: one decode and one encoding per event, one write per receiver; no task
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Callable, Iterable
 from time import monotonic
 
@@ -20,21 +19,19 @@ from events import codec, session
 from events.errors import HublogError
 from events.ids import Position
 from events.trace import Traced
+from service.delivery import calls
+from service.delivery.backlog import Backlog
 from service.delivery.interest import Chain, Interest, Receiver
 from service.delivery.lag import Lag
 from service.log.port import EventLog, LiveFeed
 from service.telemetry.tracing import OFF, Tracing
 from service.voice import Voice
 
-BUFFER_MESSAGES_MAX = 50_000  # collected while held; beyond it the buffer is dropped and read from the log instead
-BUFFER_BYTES_MAX = 64 * 1024 * 1024
 # What is caught up on is dispatched in pieces of this size, so that sockets can take one before the next: all at once
 # it would fill the outboxes of clients that read as fast as anybody can.
 BURST_BYTES = 64 * 1024
 
 RENEWED_LATE_S = 4.0  # twice the time between two renewals of a lease
-
-REQUESTED = "invocation.requested.v1"
 
 # (kind of wire, target, arguments, position) -> one frame, the same bytes for every connection of a kind. Kind 0 is
 # the plain one; what the others are is the gateway's business.
@@ -48,30 +45,6 @@ HOLD_REASONS = (
 )
 
 _log = structlog.get_logger(__name__)
-
-
-class _Call(msgspec.Struct):
-    """As much of ``invocation.Requested`` as delivery needs."""
-
-    target: str
-    arguments: msgspec.Raw = msgspec.Raw(b"[]")
-    sessions: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
-
-
-class _Written(msgspec.Struct):
-    type: str
-    data: _Call
-    at: str = ""
-
-
-class _Typed(msgspec.Struct):
-    type: str
-
-
-_written = msgspec.json.Decoder(_Written)
-_typed = msgspec.json.Decoder(_Typed)
 
 
 class Counters:
@@ -110,9 +83,7 @@ class Dispatcher:
         self._prefix = str(Position(log.epoch, partition, 0))[:-1]
         # None: everything may have been missed. Else only these chains must be read.
         self.scope: set[Chain] | None = set()
-        self._buffer: deque[tuple[Chain, int, int, bytes]] = deque()
-        self._buffer_bytes = 0
-        self.overflowed = False
+        self._backlog = Backlog()
         self._wake = asyncio.Event()
 
     # ---------------------------------------------------------------- hot path
@@ -122,13 +93,13 @@ class Dispatcher:
         if monotonic() > self.holds_until_s:
             self.hold("suspended", None)
         if not self.live:
-            self._collect(chain, sequence, previous, payload)
+            self._backlog.add(chain, sequence, previous, payload)
             return
         if sequence <= chain.known:
             return
         if sequence <= self.position or (previous > chain.known and chain.members):
             self.hold("chain", None)
-            self._collect(chain, sequence, previous, payload)
+            self._backlog.add(chain, sequence, previous, payload)
             return
         chain.known = chain.last = sequence
         self.position = sequence
@@ -146,16 +117,16 @@ class Dispatcher:
         counters = self.counters
         counters.events += 1
         try:
-            written = _written.decode(payload)
+            written = calls.read(payload)
         except (msgspec.DecodeError, UnicodeError):
             self._not_a_call(chain, sequence, payload)
             return
         call = written.data
         frames: list[bytes | None] = [None] * KINDS
-        members = chain.members if chain.kind != "many" else self._many(chain, call)
+        members = chain.members if chain.kind != "many" else calls.named(chain, call)
         without = frozenset(call.without) if call.without else None
         delivered = 0
-        for receiver in list(members.values()) if without is None else _spared(members, without):
+        for receiver in list(members.values()) if without is None else calls.spared(members, without):
             if receiver.delivered < sequence:
                 frame = frames[receiver.kind]
                 if frame is None:
@@ -195,11 +166,11 @@ class Dispatcher:
             self._apply(chain, sequence, payload, stored_at_us)
             return
         try:
-            call = _written.decode(payload).data
+            call = calls.read(payload).data
         except (msgspec.DecodeError, UnicodeError):
             self._not_a_call(chain, sequence, payload)
             return
-        for receiver in list(self._concerned(chain, call, sequence).values()):
+        for receiver in list(calls.concerned(chain, call, sequence).values()):
             if receiver.session in call.without:
                 continue
             if receiver.delivered < sequence:
@@ -234,29 +205,25 @@ class Dispatcher:
     def begin_round(self) -> set[Chain] | None:
         """Returns the scope to read. What was collected before everything is read again is of no use any more."""
         scope, self.scope = self.scope, set()
-        if scope is None:
-            self._buffer.clear()
-            self._buffer_bytes = 0
-            self.overflowed = False
+        if scope is None or self._backlog.overflowed:
+            self._backlog = Backlog()
+            return None
         return scope
 
     def collected(self) -> list[tuple[Chain, int, bytes]]:
         """What waits to be dispatched, as it came."""
-        return [(chain, sequence, payload) for chain, sequence, _, payload in self._buffer]
+        return self._backlog.messages()
 
     def insert(self, found: Iterable[tuple[Chain, int, bytes]]) -> None:
         """Put what was read, ascending, in its place among what was collected; what was overtaken is dispatched now."""
-        waiting = list(self._buffer)
+        ahead = []
         for chain, sequence, payload in found:
             if sequence > self.position:
-                waiting.append((chain, sequence, 0, payload))
+                ahead.append((chain, sequence, payload))
             elif sequence > chain.known:
                 chain.known = chain.last = sequence
                 self.dispatch_late(chain, sequence, payload, 0)
-        if len(waiting) > len(self._buffer):
-            # Where something was both read and collected, the second of the two is dropped as known.
-            self._buffer = deque(sorted(waiting, key=lambda item: item[1]))
-            self._buffer_bytes = sum(len(item[3]) for item in waiting)
+        self._backlog.insert(ahead)
 
     def go_live(self, up_to: int) -> bool:
         """Everything up to ``up_to`` is dispatched: go on with what was collected behind it.
@@ -265,15 +232,14 @@ class Dispatcher:
         """
         self.position = max(self.position, up_to)
         self.live = True
-        waiting, rest_bytes = self._buffer, self._buffer_bytes
-        self._buffer, self._buffer_bytes = deque(), 0
-        pause_bytes = rest_bytes - BURST_BYTES
-        while waiting:
-            if rest_bytes < pause_bytes and self.live:
-                self.live, self._buffer, self._buffer_bytes = False, waiting, rest_bytes
+        backlog, self._backlog = self._backlog, Backlog()
+        pause_bytes = backlog.size - BURST_BYTES
+        while backlog.waiting:
+            if backlog.size < pause_bytes and self.live:
+                self.live, self._backlog = False, backlog
                 return False
-            chain, sequence, previous, payload = waiting.popleft()
-            rest_bytes -= len(payload)
+            chain, sequence, previous, payload = backlog.waiting.popleft()
+            backlog.size -= len(payload)
             # If this holds the dispatcher again, the rest is collected again, in order.
             if chain.hub.chains.get(chain.subject) is chain:
                 self.hear(chain, sequence, previous, payload)
@@ -282,7 +248,7 @@ class Dispatcher:
     @property
     def settled(self) -> bool:
         """Nothing is left to read: the dispatcher may go live."""
-        return not self.overflowed and self.scope is not None and not self.scope
+        return not self._backlog.overflowed and self.scope is not None and not self.scope
 
     async def held(self) -> None:
         """Return when the dispatcher is held and its feed is connected, so that a repair can begin."""
@@ -374,71 +340,11 @@ class Dispatcher:
         if overtaken:
             self.hole(receiver, overtaken)  # the last thing: it ends the connection
 
-    def _many(self, chain: Chain, call: _Call) -> dict[str, Receiver]:
-        """Each local session that a multi-target call names, once."""
-        hub = chain.hub
-        chosen: dict[str, Receiver] = {}
-        for name in call.sessions:
-            receiver = hub.receivers.get(name)
-            if receiver is not None:
-                chosen[name] = receiver
-        for name in call.groups:
-            group = hub.group(name)
-            if group is not None:
-                chosen.update(group.members)
-        return chosen
-
-    def _concerned(self, chain: Chain, call: _Call, sequence: int) -> dict[str, Receiver]:
-        """Who was in the audience when ``sequence`` was written, of those still connected here."""
-        if chain.kind == "many":
-            chosen = {
-                name: receiver
-                for name in call.sessions
-                if (receiver := chain.hub.receivers.get(name)) is not None and receiver.since < sequence
-            }
-            for name in call.groups:
-                group = chain.hub.group(name)
-                if group is not None:
-                    chosen.update(_members_at(group, sequence))
-            return chosen
-        return _members_at(chain, sequence)
-
     def _not_a_call(self, chain: Chain, sequence: int, payload: bytes) -> None:
         """Other events than calls pass by; what does not decode at all is counted and said."""
-        try:
-            known = _typed.decode(payload).type != REQUESTED
-        except (msgspec.DecodeError, UnicodeError):
-            known = False
-        if not known:
+        if not calls.is_another_event(payload):
             self._unreadable(chain, sequence, "the call does not decode")
 
     def _unreadable(self, chain: Chain, sequence: int, reason: str) -> None:
         self.counters.unreadable += 1
         _log.error("delivery.unreadable", subject=chain.subject, sequence=sequence, reason=reason)
-
-    def _collect(self, chain: Chain, sequence: int, previous: int, payload: bytes) -> None:
-        if self.overflowed:
-            return
-        self._buffer.append((chain, sequence, previous, payload))
-        self._buffer_bytes += len(payload)
-        if len(self._buffer) > BUFFER_MESSAGES_MAX or self._buffer_bytes > BUFFER_BYTES_MAX:
-            self._buffer.clear()
-            self._buffer_bytes = 0
-            self.overflowed = True
-            self.scope = None
-
-
-def _spared(members: dict[str, Receiver], without: frozenset[str]) -> list[Receiver]:
-    return [receiver for name, receiver in members.items() if name not in without]
-
-
-def _members_at(chain: Chain, sequence: int) -> dict[str, Receiver]:
-    chosen = {}
-    for name, receiver in chain.members.items():
-        joined = receiver.groups.get(chain.name, sequence) if chain.kind == "group" else 0
-        if max(joined, receiver.since) < sequence:
-            chosen[name] = receiver
-    for receiver, joined, left in chain.leavers or ():
-        if receiver.live and joined < sequence < left:
-            chosen[receiver.session] = receiver
-    return chosen

@@ -7,7 +7,7 @@ import pytest
 
 from events import invocation, selector, session
 from events.envelope import Recorded
-from service.delivery import repair
+from service.delivery import backlog, repair
 from service.delivery.feed import Dispatcher
 from service.delivery.interest import Chain
 from service.delivery.outbox import Outbox
@@ -244,6 +244,20 @@ async def test_catching_up_on_much_does_not_make_a_slow_client_of_one_who_reads(
         assert not slow, f"2 MB at once, cut after {len(socket.frames)}"
         assert socket.frames == list(range(401))
         assert world.dispatcher.live
+
+
+@pytest.mark.parametrize("bound", ["MESSAGES_MAX", "BYTES_MAX"])
+async def test_what_is_too_much_to_be_kept_is_read_from_the_log(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    async with running() as world:
+        world.open(None)
+        await turns(3)
+        monkeypatch.setattr(backlog, bound, 3)
+        world.dispatcher.hold("test", [])  # nothing is in doubt but what does not fit
+        for _ in range(10):
+            world.call(selector.All(), None)
+        await given(world, 0, list(range(11)))
+        await settled(world)
+        assert world.dispatcher.counters.repaired == 10
 
 
 async def test_another_leader_is_a_reason_to_look_into_the_log() -> None:
