@@ -17,6 +17,7 @@ import uvloop
 from lab.client import CallFailed, NotOpened
 from lab.connect import connect
 from lab.fanout import fanout
+from lab.idle import kept_awake, waking
 from lab.install import Install, admitted, embedded, epitaph, read_processes, running
 from lab.latency import Plan, latency
 from lab.load import Progress
@@ -33,7 +34,8 @@ EVERYTHING = ("connect", "fanout", "latency", "resume")
 class Options(msgspec.Struct, frozen=True):
     """What to measure, on what. Without ``urls`` and ``processes`` an installation is started for it.
 
-    ``token``: the access token of all sessions, for one that runs already and asks for it.
+    ``token``: the access token of all sessions, for one that runs already and asks for it. ``awake``: idle cores do not
+    sleep meanwhile.
     """
 
     measures: tuple[str, ...] = EVERYTHING
@@ -52,6 +54,7 @@ class Options(msgspec.Struct, frozen=True):
     processes: Path | None = None
     data_parent: Path | None = None
     token: str | None = None
+    awake: bool = False
 
 
 class Unsuitable(Exception):
@@ -59,7 +62,10 @@ class Unsuitable(Exception):
 
 
 def run(options: Options, progress: Progress) -> Report:
-    """Measures, and leaves nothing running. Raises: Unsuitable, NotEnoughFiles, NotStarted, RuntimeError."""
+    """Measures, and leaves nothing running.
+
+    Raises: Unsuitable, NotEnoughFiles, StaysAsleep, NotStarted, RuntimeError.
+    """
     needed = max(
         options.sessions if "connect" in options.measures else 0,
         options.fanout_sessions if "fanout" in options.measures else 0,
@@ -67,7 +73,8 @@ def run(options: Options, progress: Progress) -> Report:
     )
     # Before anything is started: the gateways inherit the limit.
     raise_file_limit(needed + options.receivers + SPARE_FILES)
-    return uvloop.run(_until_told(options, progress))
+    with kept_awake() if options.awake else contextlib.nullcontext():
+        return uvloop.run(_until_told(options, progress))
 
 
 async def _until_told(options: Options, progress: Progress) -> Report:
@@ -103,6 +110,7 @@ async def _run(options: Options, progress: Progress) -> Report:
         async with _installation(options, sync, progress) as install:
             if report is None:
                 report = Report(machine(Path(install.data)), install.data)
+                report.waking = await asyncio.to_thread(waking, kept_awake=options.awake)
             before, started = _others_us(install), time.perf_counter()
             try:
                 await _measure(measure, install, options, report, progress)

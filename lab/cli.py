@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from lab import bench, report
 from lab.client import CallFailed, NotOpened
+from lab.idle import StaysAsleep
 from lab.install import NotStarted
 from lab.proc import Gone, NotEnoughFiles
 
@@ -30,6 +31,9 @@ Data = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if any bar is missed.")]
+Awake = Annotated[
+    bool, typer.Option("--awake", help="Keep idle cores from sleeping (root): what waking them costs is left out.")
+]
 Sessions = Annotated[int, typer.Option(min=1, max=60_000, help="Sessions to open on one gateway.")]
 Rounds = Annotated[int, typer.Option(min=5, max=100_000, help="Invocations to fan out.")]
 Rates = Annotated[list[int], typer.Option("--rate", min=1, max=100_000, help="Invocations per second; repeatable.")]
@@ -52,11 +56,18 @@ def connect(
     processes: Processes = None,
     data_dir: Data = None,
     as_json: Json = False,
+    awake: Awake = False,
     strict: Strict = False,
 ) -> None:
     """Open many sessions on one gateway: how fast, and what each weighs."""
     options = bench.Options(
-        ("connect",), sessions=sessions, urls=tuple(url), processes=processes, data_parent=data_dir, token=TOKEN
+        ("connect",),
+        sessions=sessions,
+        urls=tuple(url),
+        processes=processes,
+        data_parent=data_dir,
+        token=TOKEN,
+        awake=awake,
     )
     _run(options, as_json, strict)
 
@@ -71,6 +82,7 @@ def fanout(
     processes: Processes = None,
     data_dir: Data = None,
     as_json: Json = False,
+    awake: Awake = False,
     strict: Strict = False,
 ) -> None:
     """Invoke all sessions of a gateway again and again: CPU per delivery, and each exactly once."""
@@ -83,6 +95,7 @@ def fanout(
         processes=processes,
         data_parent=data_dir,
         token=TOKEN,
+        awake=awake,
     )
     _run(options, as_json, strict)
 
@@ -100,6 +113,7 @@ def latency(
     processes: Processes = None,
     data_dir: Data = None,
     as_json: Json = False,
+    awake: Awake = False,
     strict: Strict = False,
 ) -> None:
     """Send from one gateway to a group on another at a steady rate: p50, p99, lost, duplicated, order."""
@@ -117,6 +131,7 @@ def latency(
         processes=processes,
         data_parent=data_dir,
         token=TOKEN,
+        awake=awake,
     )
     _run(options, as_json, strict)
 
@@ -129,11 +144,18 @@ def resume(
     size: Size = 300,
     data_dir: Data = None,
     as_json: Json = False,
+    awake: Awake = False,
     strict: Strict = False,
 ) -> None:
     """Kill -9 of a gateway under traffic: how fast all of its sessions resume on the other, and with what loss."""
     options = bench.Options(
-        ("resume",), resumed_sessions=sessions, resume_rate=rate, argument_bytes=size, data_parent=data_dir, token=TOKEN
+        ("resume",),
+        resumed_sessions=sessions,
+        resume_rate=rate,
+        argument_bytes=size,
+        data_parent=data_dir,
+        token=TOKEN,
+        awake=awake,
     )
     _run(options, as_json, strict)
 
@@ -145,10 +167,15 @@ def everything(
     processes: Processes = None,
     data_dir: Data = None,
     as_json: Json = False,
+    awake: Awake = False,
     strict: Strict = False,
 ) -> None:
     """All of them, with their defaults; about four minutes."""
-    _run(bench.Options(urls=tuple(url), processes=processes, data_parent=data_dir, token=TOKEN), as_json, strict)
+    _run(
+        bench.Options(urls=tuple(url), processes=processes, data_parent=data_dir, token=TOKEN, awake=awake),
+        as_json,
+        strict,
+    )
 
 
 def _run(options: bench.Options, as_json: bool, strict: bool) -> None:
@@ -171,7 +198,16 @@ def _run(options: bench.Options, as_json: bool, strict: bool) -> None:
 
         try:
             found = bench.run(options, progress)
-        except (bench.Unsuitable, NotEnoughFiles, NotStarted, NotOpened, CallFailed, Gone, RuntimeError) as exc:
+        except (
+            bench.Unsuitable,
+            NotEnoughFiles,
+            StaysAsleep,
+            NotStarted,
+            NotOpened,
+            CallFailed,
+            Gone,
+            RuntimeError,
+        ) as exc:
             bar.stop()
             errors.print(f"bench: {exc}", style="red", markup=False, highlight=False)
             raise typer.Exit(1) from exc

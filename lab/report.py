@@ -9,6 +9,7 @@ from rich.table import Table
 
 from lab.connect import Connect
 from lab.fanout import Fanout
+from lab.idle import Waking
 from lab.latency import Latency
 from lab.proc import Machine
 from lab.resume import Resume
@@ -36,6 +37,8 @@ class Report(msgspec.Struct):
     fanout: list[Fanout] = msgspec.field(default_factory=list)
     latency: list[Latency] = msgspec.field(default_factory=list)
     resume: list[Resume] = msgspec.field(default_factory=list)
+    waking: Waking | None = None
+    """How fast this machine wakes, measured beside the idle installation."""
     others_cores: float = 0.0
     """Cores kept busy by anything else, in the worst of the runs."""
 
@@ -61,6 +64,13 @@ def show(report: Report, console: Console) -> None:
         f"Python {machine.python}, log on {machine.data_filesystem}",
         highlight=False,
     )
+    if report.waking is not None:
+        cores = "kept awake" if report.waking.kept_awake else "asleep when idle"
+        console.print(
+            f"cores {cores}: a timer wakes a process {report.waking.p50_us:.0f} µs late, "
+            f"{report.waking.p99_us:.0f} µs at p99",
+            highlight=False,
+        )
     table = Table(show_edge=False, pad_edge=False, header_style="bold")
     for name, side in (("", "left"), ("measured", "right"), ("bar", "right"), ("", "left")):
         table.add_column(name, justify="right" if side == "right" else "left")

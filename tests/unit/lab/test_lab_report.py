@@ -13,6 +13,7 @@ from lab import bench
 from lab.cli import app
 from lab.connect import Connect
 from lab.fanout import Fanout
+from lab.idle import Waking
 from lab.install import Install, epitaph, read_processes
 from lab.latency import Latency
 from lab.proc import Gone, NotEnoughFiles, cpu_us, family_cpu_us, machine, others_cpu_us, raise_file_limit, rss_bytes
@@ -42,6 +43,15 @@ def test_a_disturbed_run_says_so():
     disturbed.others_cores = 1.25
     show(disturbed, Console(file=out, width=120))
     assert "Other work kept 1.2 cores" in out.getvalue()
+
+
+@pytest.mark.parametrize(("kept_awake", "words"), [(False, "cores asleep when idle"), (True, "cores kept awake")])
+def test_how_fast_the_machine_wakes_is_said_beside_the_figures(kept_awake: bool, words: str):
+    measured, out = report(), io.StringIO()
+    measured.waking = Waking(61.4, 240.2, kept_awake)
+    show(measured, Console(file=out, width=120))
+    assert f"{words}: a timer wakes a process 61 µs late, 240 µs at p99" in out.getvalue()
+    assert json.loads(as_json(measured))["waking"]["kept_awake"] is kept_awake
 
 
 def test_what_is_missed_is_named():
