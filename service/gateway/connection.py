@@ -12,27 +12,21 @@ import structlog
 
 from events import session
 from events.errors import (
-    BadToken,
     ClientTimeout,
     Hole,
     HublogError,
-    Internal,
     Kicked,
-    LogOverloaded,
-    Refused,
     Replaced,
     Restarting,
-    SessionExists,
-    ShuttingDown,
     SlowConsumer,
     TokenExpired,
-    Unavailable,
 )
 from events.ids import SessionId
 from service.delivery.gate import Gate
 from service.delivery.handover import Resumer
 from service.delivery.interest import Receiver
 from service.delivery.outbox import Outbox
+from service.gateway import opening
 from service.gateway.calls import Calls
 from service.gateway.context import GatewayContext
 from service.gateway.letting_go import detachment, let_go
@@ -53,10 +47,7 @@ from service.gateway.signalr.messages import (
 from service.log.commands import Known
 from service.log.fenced import BEGUN_UNDER
 from service.sessions.manager import Manager
-from service.sessions.registry import NewSession
-from service.telemetry.tracing import Attributes, within
-
-CLOSINGS_MAX = 30_000  # sessions that wait to be closed, as while NATS is away; beyond it nobody new is taken
+from service.telemetry.tracing import Attributes
 
 _log = structlog.get_logger(__name__)
 
@@ -168,7 +159,7 @@ class Connection:
             else:
                 self.outbox.write(text_frame(incoming.reply))
         elif isinstance(incoming, HandshakeReceived):
-            await self._open_traced()
+            await opening.open_session(self)
         elif isinstance(incoming, CloseReceived):
             self._end("client")
 
@@ -196,72 +187,23 @@ class Connection:
 
     # ---------------------------------------------------------------- the session
 
-    async def _open_traced(self) -> None:
-        """The request that connected may belong to a trace; the session's beginning does then, and what follows not."""
-        tracing, traceparent = self.context.tracing, self.peer.wire.traceparent
-        if traceparent is not None or tracing.due():
-            span = tracing.command("session.open", traceparent, self.attributes())
-            if span is not None:
-                with within(span):
-                    await self._open()
-                span.note("hublog.session", self.session_id)
-                span.end("ended" if self._ended else None)
-                return
-        await self._open()
-
-    async def _open(self) -> None:
-        """The session is heard, then opened; the handshake is answered when the log has it."""
-        self.context.coordinator.move(self, "authenticating")
-        resumer: Resumer | None = None
-        try:
-            async with self.context.admission:
-                manager = await self._admit()
-                if not self._here():
-                    return
-                if self.peer.wire.token is not None:
-                    resumer = await self._resume(manager)
-                if resumer is None and not self._ended:
-                    await self._register(manager)
-        except Unavailable as error:
-            self.end(error, None)  # nothing was written: nothing to close
-            return
-        except HublogError as error:
-            self.end(error, "transport_error")
-            return
-        except Exception as exc:  # noqa: BLE001  a defect, of a manager of one's own perhaps: this client is told
-            _log.exception("session.not_opened", session_id=self.session_id)
-            self.end(Internal(f"the session was not opened: {type(exc).__name__}"), "transport_error")
-            return
+    def accept(self) -> bool:
+        """Answer the handshake: the session is open. False: there is nobody to answer any more."""
         accepted = self.machine.accept(time.monotonic())
-        if accepted and not self._ended:
-            self.context.coordinator.move(self, "active")
-            self.context.counters.opened += 1
-            self.outbox.uncork(text_frame(accepted))
-            if resumer is not None:
-                self.context.handover(self.peer.hub).begin(self.peer.hub, resumer)
-            elif self.standing.code is not None:
-                self.begin_delivery()
-
-    async def _resume(self, manager: Manager) -> Resumer | None:
-        """Go on with the session that the client names; None where that is refused: it gets a new one, and is told."""
-        wire = self.peer.wire
-        assert wire.token is not None
-        try:
-            return await self.take_over(manager, wire.token, wire.cursor)
-        except (Refused, BadToken) as error:
-            self.context.counters.resumes_refused += 1
-            self.context.counters.told(error)
-            _log.info("resume.refused", connection=self.id, code=error.code)
-            self.standing = Standing(resync="lost", code=error.code)
-            return None
+        if not accepted or self._ended:
+            return False
+        self.context.coordinator.move(self, "active")
+        self.context.counters.opened += 1
+        self.outbox.uncork(text_frame(accepted))
+        return True
 
     async def take_over(self, manager: Manager, token: str, cursor: str) -> Resumer:
         """Make another session this connection's; what it had before is closed as superseded.
 
         Raises: BadToken, Refused (and nothing has changed), Unavailable.
         """
-        receiver = self._receiver(SessionId(""), None)
-        taken = await take_over(self.context, manager, receiver, token, cursor, self.peer.user, self._here)
+        receiver = self.new_receiver(SessionId(""), None)
+        taken = await take_over(self.context, manager, receiver, token, cursor, self.peer.user, self.here)
         if self._ended:  # meanwhile; what was taken over must wait for its client again
             self.context.dispatcher(self.peer.hub).interest.release(receiver)
             self._let_go(manager, receiver.session, "transport_error")
@@ -278,7 +220,7 @@ class Connection:
             self.context.coordinator.move(self, "active")  # now with another session
         return taken.resumer
 
-    def _here(self) -> bool:
+    def here(self) -> bool:
         """Whether somebody is there still. While a frame is at work the transport alone knows."""
         return not self._ended and not self._wire.transport.is_closing()
 
@@ -293,41 +235,8 @@ class Connection:
             opened = receiver.since
             self.context.handover(self.peer.hub).begin(self.peer.hub, Resumer(receiver, gate, opened, opened))
 
-    def _receiver(self, session_id: SessionId, user: str | None) -> Receiver:
+    def new_receiver(self, session_id: SessionId, user: str | None) -> Receiver:
         return Receiver(session_id, self.id, user, self.outbox, self._own_event, self._hole, self.peer.wire.kind)
-
-    async def _admit(self) -> Manager:
-        """The manager of the hub, for somebody who may open a session now."""
-        context = self.context
-        if context.draining:
-            raise ShuttingDown("this node is going away")
-        if len(context.closings) >= CLOSINGS_MAX:
-            raise LogOverloaded("too many sessions wait to be closed")
-        return await context.hubs.manager(self.peer.hub)
-
-    async def _register(self, manager: Manager) -> None:
-        context, peer = self.context, self.peer
-        self.manager, self.session_id = manager, context.author.new_session()
-        self.receiver = self._receiver(self.session_id, peer.user)
-        if self.resumable:
-            self.gate = Gate(self.receiver)
-        context.dispatcher(peer.hub).interest.expect(context.subjects(peer.hub), self.receiver)
-        opened = await manager.sessions.register(
-            NewSession(
-                session_id=self.session_id,
-                connection=self.id,
-                node=context.node,
-                incarnation=context.incarnation,
-                user=peer.user,
-                metadata=peer.metadata,
-                resumable=self.resumable,
-            )
-        )
-        if self._ended:
-            # It was kicked before we heard that it is open, and registering has made it known here again.
-            manager.local.forget(self.session_id)
-        if not opened:
-            raise SessionExists("the session id is taken")
 
     def _own_event(self, receiver: Receiver, event: session.Event, state: session.State, sequence: int) -> None:
         """One of the session's own events came by in the feed."""

@@ -8,7 +8,7 @@ import pytest
 
 from events import session
 from events.errors import LogUnavailable, OutcomeUnknown
-from service.gateway import connection as gateway_connection
+from service.gateway import opening as gateway_opening
 from service.gateway.signalr.machine import Limits
 from service.log.author import Author
 from tests.servers.gateway import SUBJECTS, MakeNode, Node, until
@@ -115,7 +115,7 @@ async def test_a_session_of_which_nobody_knows_is_closed_when_the_log_answers(no
 
 
 async def test_beyond_a_bound_of_sessions_to_close_nobody_new_is_taken(node: Node, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gateway_connection, "CLOSINGS_MAX", 1)
+    monkeypatch.setattr(gateway_opening, "CLOSINGS_MAX", 1)
     async with node.client() as ann:
         node.log.fail_append = LogUnavailable("away")
         await ann.call("hub.groups", b"[]")
