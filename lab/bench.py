@@ -21,7 +21,7 @@ from lab.idle import kept_awake, waking
 from lab.install import Install, admitted, embedded, epitaph, read_processes, running
 from lab.latency import Plan, latency
 from lab.load import Progress
-from lab.proc import Gone, machine, others_cpu_us, raise_file_limit
+from lab.proc import Gone, machine, others_cpu_us, raise_file_limit, stolen_us
 from lab.report import Report
 from lab.resume import Plan as ResumePlan
 from lab.resume import resume
@@ -111,14 +111,15 @@ async def _run(options: Options, progress: Progress) -> Report:
             if report is None:
                 report = Report(machine(Path(install.data)), install.data)
                 report.waking = await asyncio.to_thread(waking, kept_awake=options.awake)
-            before, started = _others_us(install), time.perf_counter()
+            before, stolen_before, started = _others_us(install), stolen_us(), time.perf_counter()
             try:
                 await _measure(measure, install, options, report, progress)
             except (RuntimeError, NotOpened, CallFailed, Gone) as exc:
                 words = await asyncio.to_thread(epitaph, install)
                 raise RuntimeError(f"{exc}\n{words}".rstrip()) from exc
-            others = (_others_us(install) - before) / 1e6 / (time.perf_counter() - started)
-            report.others_cores = max(report.others_cores, others)
+            passed_us = (time.perf_counter() - started) * 1e6
+            report.others_cores = max(report.others_cores, (_others_us(install) - before) / passed_us)
+            report.stolen_cores = max(report.stolen_cores, (stolen_us() - stolen_before) / passed_us)
     if report is None:
         raise Unsuitable("nothing was asked for")
     return report

@@ -86,6 +86,14 @@ def others_cpu_us(own: Collection[int]) -> int:
     return sum(ticks for pid, ticks in used.items() if not is_own(pid)) * _TICK_US
 
 
+def stolen_us() -> int:
+    """What the host has taken from this virtual machine's cores while they had work, since it started: steal time."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        if line.startswith("cpu "):
+            return int(line.split()[8]) * _TICK_US
+    return 0
+
+
 def raise_file_limit(needed: int) -> None:
     """Lifts the soft limit of open files to the hard one. Raises: NotEnoughFiles."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -25,7 +25,8 @@ BARRED_RATE = 1_000
 """The rate at which the bars of latency hold."""
 
 OTHERS_CORES_MAX = 0.3
-"""Above it a report says that it was disturbed."""
+STOLEN_CORES_MAX = 0.02
+"""Above one of these a report says that it was disturbed. A host steals by the millisecond, and so makes a p99."""
 
 
 class Report(msgspec.Struct):
@@ -41,6 +42,8 @@ class Report(msgspec.Struct):
     """How fast this machine wakes, measured beside the idle installation."""
     others_cores: float = 0.0
     """Cores kept busy by anything else, in the worst of the runs."""
+    stolen_cores: float = 0.0
+    """Cores that a virtual machine's host kept for itself while they had work, in the worst of the runs."""
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -85,6 +88,12 @@ def show(report: Report, console: Console) -> None:
         console.print(
             f"[yellow]Other work kept {report.others_cores:.1f} cores of this machine busy meanwhile: "
             "the figures say little about the service.[/yellow]",
+            highlight=False,
+        )
+    if report.stolen_cores > STOLEN_CORES_MAX:
+        console.print(
+            f"[yellow]The host of this virtual machine took {report.stolen_cores:.2f} cores from it meanwhile: "
+            "what was slow may have been the host.[/yellow]",
             highlight=False,
         )
 

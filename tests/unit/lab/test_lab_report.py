@@ -16,7 +16,17 @@ from lab.fanout import Fanout
 from lab.idle import Waking
 from lab.install import Install, epitaph, read_processes
 from lab.latency import Latency
-from lab.proc import Gone, NotEnoughFiles, cpu_us, family_cpu_us, machine, others_cpu_us, raise_file_limit, rss_bytes
+from lab.proc import (
+    Gone,
+    NotEnoughFiles,
+    cpu_us,
+    family_cpu_us,
+    machine,
+    others_cpu_us,
+    raise_file_limit,
+    rss_bytes,
+    stolen_us,
+)
 from lab.report import Report, as_json, missed, show
 
 CONNECT = Connect(10_000, 0, 0, 5.0, 2_000.0, 150.0, 60.0, 24.0, None)
@@ -43,6 +53,20 @@ def test_a_disturbed_run_says_so():
     disturbed.others_cores = 1.25
     show(disturbed, Console(file=out, width=120))
     assert "Other work kept 1.2 cores" in out.getvalue()
+
+
+def test_a_run_whose_host_took_cores_says_so():
+    calm, out = report(), io.StringIO()
+    calm.stolen_cores = 0.01
+    show(calm, Console(file=out, width=120))
+    assert "host of this virtual machine" not in out.getvalue()
+    calm.stolen_cores = 0.34
+    show(calm, Console(file=out, width=120))
+    assert "host of this virtual machine took 0.34 cores" in out.getvalue()
+
+
+def test_stolen_time_only_grows():
+    assert 0 <= stolen_us() <= stolen_us()
 
 
 @pytest.mark.parametrize(("kept_awake", "words"), [(False, "cores asleep when idle"), (True, "cores kept awake")])
