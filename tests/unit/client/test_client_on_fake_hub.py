@@ -19,7 +19,7 @@ from hublog import (
     Timers,
     Unreachable,
 )
-from hublog import client as hublog_client
+from hublog import connector as hublog_connector
 from hublog import inbox as hublog_inbox
 from tests.servers.fake_hub import FakeHub, FakeLink, about, fake_hub
 from tests.servers.processes import until
@@ -442,7 +442,7 @@ async def test_closing_while_reconnecting_resumes_the_session_to_end_it(hub: Fak
 async def test_closing_while_reconnecting_ends_though_nobody_answers(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hublog_client, "GOODBYE_S", 0.05)
+    monkeypatch.setattr(hublog_connector, "GOODBYE_S", 0.05)
     client, _ = await lost(hub)
     closing = asyncio.create_task(client.close())
     silent = await hub.accept()
