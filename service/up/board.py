@@ -3,6 +3,7 @@
 Owns the words on the terminal and the shape of that file. It refuses to know how processes are started and stopped.
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,10 +45,14 @@ class Board:
         self._console = console
 
     def note(self, text: str) -> None:
-        self._console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+        self._say(text, style="dim")
 
     def warn(self, text: str) -> None:
-        self._console.print(text, style="bold yellow", markup=False, highlight=False, soft_wrap=True)
+        self._say(text, style="bold yellow")
+
+    def _say(self, text: str, *, style: str | None = None) -> None:
+        with contextlib.suppress(OSError):  # into a file on a full disk: what runs does not depend on being told
+            self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def table(self, entries: Sequence[Entry], *, sync: str | None, logs: Path) -> None:
         table = Table(title="hublog is up", title_justify="left", title_style="bold green")
@@ -56,17 +61,13 @@ class Board:
         for entry in entries:
             name = f"{entry.role} {entry.index}" if entry.role == "gateway" else entry.role
             table.add_row(name, str(entry.pid or "external"), shown(entry.url), entry.admin_url or "")
-        self._console.print(table)
+        with contextlib.suppress(OSError):
+            self._console.print(table)
         if sync is not None:
             self.note(f"NATS writes to disk: {sync} (HUBLOG_NATS_SYNC)")
         self.note(f"Logs: {logs}")
         gateway = next(entry.url for entry in entries if entry.role == "gateway")
-        self._console.print(
-            f"Connect a SignalR client to {gateway}/hubs/<hub>. Ctrl-C stops everything.",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        self._say(f"Connect a SignalR client to {gateway}/hubs/<hub>. Ctrl-C stops everything.")
 
 
 def shown(url: str | None) -> str:

@@ -106,16 +106,22 @@ def spawn(
 
     ``identity`` and ``owned`` say who it is where we are root (see ``service.up.confine``). ``inherit`` names
     descriptors that the child keeps open: a lock on the data directory lives as long as it does.
+
+    Raises: Misconfigured where the machine does not let it: no room, no processes, no folder for the log.
     """
-    with log_file.open("ab") as output:
-        process = subprocess.Popen(
-            confine.command(program, parent_pid=os.getpid(), death_signal=death_signal, identity=identity, owned=owned),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=dict(env) if env is not None else None,
-            cwd=cwd,
-            pass_fds=tuple(inherit),
-            start_new_session=True,
-        )
+    shim = confine.command(program, parent_pid=os.getpid(), death_signal=death_signal, identity=identity, owned=owned)
+    try:
+        with log_file.open("ab") as output:
+            process = subprocess.Popen(
+                shim,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=dict(env) if env is not None else None,
+                cwd=cwd,
+                pass_fds=tuple(inherit),
+                start_new_session=True,
+            )
+    except OSError as exc:
+        raise Misconfigured(f"{name} cannot be started: {exc}") from exc
     return Child(name, process, log_file)

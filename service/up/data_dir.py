@@ -6,7 +6,6 @@ refuses to know what the servers keep in their folders.
 
 import asyncio
 import base64
-import contextlib
 import fcntl
 import os
 import secrets
@@ -83,13 +82,19 @@ class DataDir:
     def secrets(self) -> str:
         """The key ring of this install, made on the first start: 32 random bytes in base64url, for the owner only.
 
-        Raises: DamagedSecrets when the file is there and is no key ring.
+        Raises: DamagedSecrets when the file is there and is no key ring, Misconfigured when it cannot be made.
         """
         path = self.root / "secrets"
-        with contextlib.suppress(FileExistsError):
-            write_private(
-                path, base64.urlsafe_b64encode(secrets.token_bytes(SECRET_BYTES)).rstrip(b"=") + b"\n", new=True
-            )
+        # A link to what is not there is a file that is missing, not a first start.
+        if not os.path.lexists(path):
+            key = base64.urlsafe_b64encode(secrets.token_bytes(SECRET_BYTES)).rstrip(b"=") + b"\n"
+            try:
+                write_private(path, key)
+            except OSError as exc:
+                raise Misconfigured(
+                    f"the keys of this install, {path}, cannot be written: {exc.strerror}; make room there, or choose "
+                    "another data directory with --data-dir or HUBLOG_DATA_DIR"
+                ) from exc
         try:
             return spelling.secrets(",".join(path.read_text(encoding="ascii").split())).reveal()
         except OSError as exc:
@@ -99,24 +104,22 @@ class DataDir:
             raise DamagedSecrets(f"{path} is damaged: it must hold keys of 32 bytes in base64url, one a line") from None
 
 
-def write_private(path: Path, content: bytes, *, new: bool = False) -> None:
+def write_private(path: Path, content: bytes) -> None:
     """Write a file that only the owner may read, in one step: readers see the old content or the new.
 
-    Raises: FileExistsError where ``new`` is asked for and the file is there.
+    Raises: OSError; then nothing of it is left.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    if new:
-        try:
-            os.link(draft, path)
-        finally:
-            draft.unlink()
-    else:
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
         draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 async def _lock(lock_fd: int, root: Path, patience_s: float) -> None:

@@ -72,7 +72,7 @@ class Supervisor:
 
     async def watch(self) -> None:
         """Restart what dies, until cancelled."""
-        self._changed(self.entries)
+        self._tell()
         async with asyncio.TaskGroup() as keepers:
             for stage in self._stages:
                 for unit in stage:
@@ -84,7 +84,7 @@ class Supervisor:
             started_at = time.monotonic()
             await unit.child.wait()
             self._board.warn(f"{unit.name} (pid {unit.child.pid}) ended: {unit.child.describe_end()}")
-            self._changed(self.entries)
+            self._tell()
             if not self._restart:
                 self._board.warn(f"{unit.name} is not restarted (--no-restart)")
                 return
@@ -93,7 +93,13 @@ class Supervisor:
             await self._bring_back(unit, delay_s)
             delay_s = min(2 * delay_s, BACKOFF_MAX_S)
             self._board.note(f"{unit.name} is back as pid {unit.child.pid}")
+            self._tell()
+
+    def _tell(self) -> None:
+        try:
             self._changed(self.entries)
+        except OSError as exc:  # a full disk, most likely: what runs goes on without having been written down
+            self._board.warn(f"what runs now could not be written down: {exc.strerror}")
 
     async def _bring_back(self, unit: Unit, delay_s: float) -> None:
         """Start it until it is ready."""

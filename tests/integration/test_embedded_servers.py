@@ -217,6 +217,29 @@ async def test_secrets_are_made_once_and_private(tmp_path: Path) -> None:
     place.release()
 
 
+async def test_secrets_on_a_full_disk_are_read_where_they_are_and_asked_for_where_not(tmp_path: Path) -> None:
+    place = await DataDir.claim(tmp_path)
+    draft = tmp_path / f".secrets.{os.getpid()}"
+    draft.symlink_to("/dev/full")
+    with pytest.raises(Misconfigured, match="secrets, cannot be written: No space left on device"):
+        place.secrets()
+    assert not (tmp_path / "secrets").exists()
+    assert not draft.is_symlink()
+    first = place.secrets()
+    draft.symlink_to("/dev/full")
+    assert place.secrets() == first
+    place.release()
+
+
+async def test_secrets_that_a_link_names_in_vain_are_not_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "secrets").symlink_to(tmp_path / "not mounted")
+    place = await DataDir.claim(tmp_path)
+    with pytest.raises(Misconfigured, match="secrets, cannot be read: No such file"):
+        place.secrets()
+    assert (tmp_path / "secrets").is_symlink()
+    place.release()
+
+
 @pytest.mark.parametrize("content", [b"junk\n", b"", b"\xff" * 43])
 async def test_damaged_secrets_are_named_not_overwritten_and_not_quoted(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "secrets").write_bytes(content)

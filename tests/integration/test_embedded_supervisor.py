@@ -1,6 +1,7 @@
 """The supervisor over processes that are easy to kill: order, restarts, failures, and nothing left behind."""
 
 import asyncio
+import errno
 import io
 import os
 import signal
@@ -50,6 +51,13 @@ class Sleeper(Unit):
         if self._child is not None:
             await self._child.stop(((signal.SIGTERM, 10.0),))
             self._story.append(f"stop {self.index}")
+
+
+class FullDisk(io.StringIO):
+    """Where the terminal's output was sent to."""
+
+    def write(self, _text: str, /) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.fixture
@@ -116,6 +124,42 @@ async def test_who_does_not_come_back_is_tried_again_and_the_others_go_on(sleepe
     assert f"gateway 1 (pid {first[1]}) ended: killed by SIGKILL" in said
     assert said.count("gateway 1 does not start, and is tried again: not yet") == 1
     assert "gateway 1 is back as pid" in said
+
+
+async def test_a_full_disk_stops_nothing_that_runs(sleepers: list[Sleeper]) -> None:
+    """What runs cannot be written down, nor said into a file: who dies is started again all the same."""
+
+    def changed(_entries: Sequence[Entry]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async with Supervisor(Board(Console(file=FullDisk())), restart=True, changed=changed) as up:
+        await up.start(sleepers)
+        watching = asyncio.create_task(up.watch())
+        first = pids(sleepers)
+        os.kill(first[1], signal.SIGKILL)
+        await until(lambda: watching.done() or pids(sleepers)[1] != first[1])
+        assert not watching.done()
+        assert pids(sleepers)[::2] == first[::2]
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+    assert all(map(gone, pids(sleepers)))
+
+
+async def test_a_child_that_the_machine_does_not_start_is_tried_again(sleepers: list[Sleeper], tmp_path: Path) -> None:
+    """Its log has no folder any more; anything else that the machine refuses comes out the same."""
+    output = io.StringIO()
+    async with supervisor(output) as up:
+        await up.start(sleepers)
+        watching = asyncio.create_task(up.watch())
+        first = pids(sleepers)
+        away = tmp_path.rename(tmp_path.with_name("away"))
+        os.kill(first[1], signal.SIGKILL)
+        await until(lambda: watching.done() or "gateway 1 does not start" in output.getvalue())
+        away.rename(tmp_path)
+        await until(lambda: watching.done() or pids(sleepers)[1] != first[1])
+        assert not watching.done()
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
 
 async def test_a_second_interrupt_does_not_wait(tmp_path: Path, story: list[str]) -> None:
