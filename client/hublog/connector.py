@@ -102,7 +102,7 @@ class Connector:
             while True:
                 opened_s: float | None = None
                 try:
-                    opening = await self._open(http)
+                    opening = await self._open(http, keep=self._token is not None)
                     opened_s = loop.time()
                     await self._serve(opening)
                 except LinkEnded as end:
@@ -130,9 +130,10 @@ class Connector:
             self._finish(Event.REFUSED, HublogError(f"the client failed: {exc!r}"))
             _log.exception("hublog: the client failed")
 
-    async def _open(self, http: aiohttp.ClientSession) -> Opening:
-        """A connection to the node whose turn it is. Raises: LinkEnded."""
-        return await open_link(http, self._nodes.url(self._token, self.cursor), self._timers, self._access)
+    async def _open(self, http: aiohttp.ClientSession, *, keep: bool) -> Opening:
+        """A connection to the node whose turn it is; ``keep`` its session if that fails. Raises: LinkEnded."""
+        url = self._nodes.url(self._token, self.cursor)
+        return await open_link(http, url, self._timers, self._access, keep=keep)
 
     def _pause_s(self, attempt: int) -> float:
         jitter = random.random()  # noqa: S311  no secret
@@ -230,8 +231,11 @@ class Connector:
         """End the session, wherever its connection is, and all that runs here."""
         if self._shutting_down is None:
             link, adrift = self.link, self.link is None and self.state is not State.CLOSED
+            asker = asyncio.current_task()
             self._finish(Event.STOPPED, None)
-            self._shutting_down = asyncio.create_task(self._shut_down(link, asyncio.current_task(), adrift=adrift))
+            if link is None and self._living is not None and self._living is not asker:
+                self._living.cancel()  # now: an answer that has just come must not be served any more
+            self._shutting_down = asyncio.create_task(self._shut_down(link, asker, adrift=adrift))
         await asyncio.shield(self._shutting_down)
 
     async def _shut_down(self, link: Link | None, handler: "asyncio.Task[Any] | None", *, adrift: bool) -> None:
@@ -253,7 +257,7 @@ class Connector:
             async with asyncio.timeout(GOODBYE_S):
                 for _ in range(len(self._nodes)):
                     try:
-                        opening = await self._open(http)
+                        opening = await self._open(http, keep=False)
                     except LinkEnded:
                         self._nodes.move_on()
                         continue

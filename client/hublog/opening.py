@@ -27,8 +27,10 @@ class Opening(msgspec.Struct, frozen=True):
     rest: list[wire.Message]
 
 
-async def open_link(http: aiohttp.ClientSession, url: str, timers: Timers, token: Token | None = None) -> Opening:
-    """Raises: LinkEnded."""
+async def open_link(
+    http: aiohttp.ClientSession, url: str, timers: Timers, token: Token | None = None, *, keep: bool
+) -> Opening:
+    """``keep``: whether another attempt will go on with the session that this one asks for. Raises: LinkEnded."""
     link: Link | None = None
     try:
         async with asyncio.timeout(timers.open_s):
@@ -36,11 +38,11 @@ async def open_link(http: aiohttp.ClientSession, url: str, timers: Timers, token
             await link.send(wire.HANDSHAKE + wire.call(NUMBER, "hub.session", []))
             return await _session_of(link)
     except TimeoutError:
-        await _leave(link)
+        await _leave(link, keep=keep)
         late = Unreachable(f"the node did not answer within {timers.open_s:g} s")
         raise LinkEnded(late, reconnect=True) from None
     except BaseException:
-        await _leave(link)
+        await _leave(link, keep=keep)
         raise
 
 
@@ -74,7 +76,13 @@ def read_session(result: msgspec.Raw) -> Session:
         raise wire.Unreadable(f"the answer to hub.session does not fit: {exc}") from exc
 
 
-async def _leave(link: Link | None) -> None:
-    """Of no use, or not wanted any more. Without a Close, which would end the session; the next attempt resumes it."""
+async def _leave(link: Link | None, *, keep: bool) -> None:
+    """Of no use, or not wanted any more.
+
+    A session that another attempt will resume is left without a Close, which would end it. Any other gets one, behind
+    the handshake: the node may have opened it already, or may be about to, and nobody else knows of it.
+    """
     if link is not None:
+        if not keep:
+            await link.say_goodbye()
         await link.close()

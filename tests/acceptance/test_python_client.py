@@ -129,6 +129,27 @@ async def test_leaving_while_it_reconnects_closes_the_session(
     proxies[1].heal()
 
 
+async def test_leaving_while_it_connects_closes_the_session(
+    gateways: tuple[str, str], proxies: tuple[Proxy, Proxy], hub: str, api: Api
+) -> None:
+    """The gateway has opened the session, and its client has not heard so."""
+    proxy, _ = proxies
+
+    def only_the_upgrade(chunk: bytes) -> bytes:
+        proxy.stall("down")
+        return chunk
+
+    proxy.edit = only_the_upgrade
+    client = Client(f"http://127.0.0.1:{proxy.port}", hub)
+    entering = asyncio.create_task(client.__aenter__())
+    (session,) = await api.until("sessions", lambda sessions: len(sessions) == 1)
+    assert (session["state"], client.state) == ("active", State.CONNECTING)
+    await client.close()
+    await entering
+    history = await api.closed_history(session["sessionId"])
+    assert [event["data"].get("reason") for event in history] == [None, "client"]
+
+
 async def test_many_sessions_in_one_process_each_have_their_own(gateways: tuple[str, str], hub: str) -> None:
     """Resumable and plain ones side by side, on both nodes."""
     clients = [Client(gateways[n % 2], hub, user=f"user-{n}", resumable=n % 3 != 0) for n in range(12)]

@@ -397,6 +397,9 @@ async def test_a_node_that_takes_the_connection_and_says_nothing_is_left(hub: Fa
     link = await hub.accept()
     await link.opens()
     await entering
+    assert (await silent.heard())["protocol"] == "json"
+    await silent.call("hub.session")
+    assert await silent.heard() == {"type": 7}, "it may have opened a session that nobody will resume"
     await asyncio.wait_for(silent.ended.wait(), 5)
     await client.close()
 
@@ -415,17 +418,39 @@ async def test_nonsense_ends_the_connection_not_the_client(hub: FakeHub, nonsens
 async def test_closing_while_connecting_and_twice_and_from_a_handler(hub: FakeHub) -> None:
     client = Client(hub.url, "h", timers=QUICK)
     entering = asyncio.create_task(client.__aenter__())
-    await hub.accept()
+    link = await hub.accept()
+    await link.shakes()
     await client.close()
     await entering
     await client.close()
     assert (client.state, client.error) == (State.CLOSED, None)
+    assert await link.heard() == {"type": 7}, "the session may be open already, and nobody else knows of it"
 
     async with connected(hub) as (watched, link):
         watched.client.on("bye", watched.client.close)
         await link.message("p1", "bye")
         await watched.client.wait_closed()
         assert await link.heard() == {"type": 7}
+
+
+async def test_whenever_it_is_closed_as_it_connects_the_session_is_ended(
+    hub: FakeHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From before the first answer is read until it has been taken in, one turn of the loop later each time."""
+    states = set()
+    for turns in range(25):
+        client = Client(hub.url, "h", timers=QUICK)
+        entering = asyncio.create_task(client.__aenter__())
+        link = await hub.accept()
+        await link.opens()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        states.add(client.state)
+        await client.close()
+        await entering
+        assert await link.heard() == {"type": 7}, f"closed after {turns} turns"
+    assert states == {State.CONNECTING, State.ACTIVE}
+    assert not caplog.records
 
 
 async def test_closing_while_reconnecting_resumes_the_session_to_end_it(hub: FakeHub) -> None:
