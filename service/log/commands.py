@@ -121,7 +121,7 @@ class CommandRunner(Generic[State, Command]):
                 except Conflict as exc:
                     stopped: HublogError = exc
                     self.conflicts += 1
-                    may = self.repeats.take(time.monotonic())
+                    may = self._may_repeat()
                     if not insist and (not may or time.monotonic() > deadline_s):
                         raise
                     await asyncio.sleep(random.uniform(*BACKOFF_S))  # noqa: S311  jitter is no secret
@@ -131,10 +131,16 @@ class CommandRunner(Generic[State, Command]):
                     stopped, may = exc, False
                 while not may:
                     await asyncio.sleep(random.uniform(*INSIST_BACKOFF_S))  # noqa: S311
-                    may = self.repeats.take(time.monotonic())
+                    may = self._may_repeat()
                 if not wanted():
                     raise stopped
                 known = None
+
+    def _may_repeat(self) -> bool:
+        may = self.repeats.take(time.monotonic())
+        if not may:
+            self._log.tally.repeats_refused += 1
+        return may
 
     async def _attempt(self, subject: str, command: Command, actor: str, hint: Known[State] | None) -> Executed[State]:
         known, events = hint, self._foresee(hint, command)

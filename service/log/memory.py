@@ -18,6 +18,7 @@ from events.errors import Conflict, HublogError, KeyReused, LogRegressed, LogUna
 from events.ids import Epoch
 from events.subjects import partition as partition_of
 from service.log.port import APPEND_EVENTS_MAX, Done, OnDoubt, OnMessage, Stored, must_be
+from service.log.tally import Tally
 
 IDLE_S = 1.0
 PAYLOAD_BYTES_MAX = 1024 * 1024  # as NATS, unless told otherwise
@@ -76,6 +77,7 @@ class MemoryEventLog:
         self._partitions = [_Partition() for _ in range(partitions)]
         self._connected = True
         self._closed = False
+        self.tally = Tally()
         self._observers: list[tuple[Callable[[], None], Callable[[], None]]] = []
         self._doubters: list[tuple[int, OnDoubt]] = []
         self._failures: deque[HublogError] = deque()

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from events.envelope import NewEvent, Recorded
 from events.ids import Epoch
 from service.log.port import Done, EventLog, Stored
+from service.log.tally import Tally
 
 
 class LogOver:
@@ -20,6 +21,10 @@ class LogOver:
     @property
     def partitions(self) -> int:
         return self._log.partitions
+
+    @property
+    def tally(self) -> Tally:
+        return self._log.tally
 
     async def append(self, subject: str, events: Sequence[NewEvent], expected: int) -> int:
         return await self._log.append(subject, events, expected)

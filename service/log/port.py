@@ -13,6 +13,7 @@ import msgspec
 from events.envelope import NewEvent, Recorded
 from events.errors import HublogError
 from events.ids import Epoch
+from service.log.tally import Tally
 
 APPEND_EVENTS_MAX = 1_000  # the broker's bound on one atomic batch
 PUBLISH_DEADLINE_S = 60.0  # an unconditional write is repeated under its id this long, then reported as unknown
@@ -51,6 +52,11 @@ class EventLog(Protocol):
 
     @property
     def partitions(self) -> int: ...
+
+    @property
+    def tally(self) -> Tally:
+        """What became of the writes of this process, for whoever exports it; commands count in it what they give up."""
+        ...
 
     async def append(self, subject: str, events: Sequence[NewEvent], expected: int) -> int:
         """Write 1 to 1,000 events to one subject, all or none, if its last sequence is ``expected`` (0: none yet).

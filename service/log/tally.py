@@ -25,12 +25,16 @@ LATENCY_S = (
 
 
 class Tally:
-    """Writes by kind: how long each took, what it ended as, and what became of those whose answer did not come."""
+    """Writes by kind: how long each took, what it ended as, and what became of those whose answer did not come.
+
+    ``repeats_refused``: how often a command was not allowed to write again (see ``log.commands``).
+    """
 
     def __init__(self) -> None:
         self.latency: dict[Kind, Buckets] = {kind: Buckets(LATENCY_S) for kind in KINDS}
         self._ended: dict[Kind, dict[str, int]] = {kind: dict.fromkeys(OUTCOMES, 0) for kind in KINDS}
         self._doubts: dict[tuple[Kind, Resolved], int] = {(kind, one): 0 for kind in KINDS for one in RESOLVED}
+        self.repeats_refused = 0  # by the budget of a hub's commands
 
     def ended(self, kind: Kind, outcome: str, began_s: float, *, doubted: bool) -> None:
         """Hot path. ``outcome``: ``stored``, ``duplicate`` or the code of an error; ``began_s`` (monotonic)."""

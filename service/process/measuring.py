@@ -14,6 +14,7 @@ def measure_log(metrics: Metrics, log: JetStreamLog) -> None:
     metrics.counter("hublog_appends_total", tally.outcomes)
     metrics.histogram("hublog_append_duration_seconds", tally.latencies)
     metrics.counter("hublog_append_conflicts_total", tally.conflicts)
+    metrics.counter("hublog_append_repeats_refused_total", lambda: tally.repeats_refused)
     metrics.counter("hublog_append_doubts_total", tally.doubts)
     metrics.gauge("hublog_log_connected", lambda: int(log.connected))
     metrics.counter("hublog_log_disconnects_total", lambda: log.disconnects)

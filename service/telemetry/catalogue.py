@@ -142,6 +142,11 @@ CATALOGUE: tuple[Declared, ...] = (
     ),
     _counter("hublog_append_conflicts_total", EVERY, "Conditional writes that found their subject moved on."),
     _counter(
+        "hublog_append_repeats_refused_total",
+        EVERY,
+        "Times that such a write was not repeated because too many are: it ends as `conflict`, or waits.",
+    ),
+    _counter(
         "hublog_append_doubts_total",
         EVERY,
         "Writes whose answer did not come, by what was found out.",

@@ -260,6 +260,7 @@ async def test_beyond_the_budget_a_conflict_is_given_back_and_who_insists_waits(
     with pytest.raises(Conflict):
         await runner.execute(SUBJECT, Join(("mine",)), actor="session:s")
     assert (runner.conflicts, runner.repeats.refused) == (3, 1)
+    assert log.tally.repeats_refused == 1, "and it is counted for the process"
     insisting = asyncio.create_task(runner.execute(SUBJECT, Close("client"), actor="session:s", insist=True))
     async with asyncio.timeout(5):
         while runner.repeats.refused < 4:  # noqa: ASYNC110  nothing tells when it is refused
