@@ -20,7 +20,7 @@ import structlog
 from aiohttp import web
 
 from events.errors import Misconfigured
-from service import unread
+from service import problems, unread, unrouted
 from service.accepting import PacedSite
 from service.pulse import Pulse
 from service.telemetry import EXPOSITION_TYPE, Metrics
@@ -32,6 +32,7 @@ STOP_TIMEOUT_S = 1.0
 _log = structlog.get_logger(__name__)
 
 Answer = TypeVar("Answer")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Check = Callable[[], str | Awaitable[str | None] | None]
 """None when all is well, else what is wrong, in words."""
 
@@ -75,9 +76,27 @@ def admin_app(
         except TimeoutError:
             return web.Response(status=503, text="the event loop does not turn\n")
 
-    app = web.Application()
+    app = web.Application(middlewares=[_problems])
     app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", exposition)])
     return app
+
+
+@web.middleware
+async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """What no route takes is refused as everywhere."""
+    try:
+        return await handler(request)
+    except web.HTTPException as exc:
+        refused = unrouted.refusal(exc, request)
+        if refused is None:
+            raise
+        document = problems.problem(refused[0], request.path)
+        return web.Response(
+            status=document.status,
+            body=problems.encode(document),
+            content_type=problems.CONTENT_TYPE,
+            headers={"Server": unread.SERVER, **refused[1]},
+        )
 
 
 async def _at(home: asyncio.AbstractEventLoop, ask: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:

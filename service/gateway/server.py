@@ -22,16 +22,14 @@ from events.errors import (
     HublogError,
     Internal,
     InvalidQuery,
-    MethodNotAllowed,
     NotAdmitted,
-    NotFound,
     Restarting,
     ShuttingDown,
     TokenUserMismatch,
 )
 from events.ids import HubName, UserId, parse_hub, parse_name
 from events.nesting import NESTING_MAX, too_deep
-from service import problems
+from service import problems, unrouted
 from service.access.claims import METADATA_BYTES_MAX, Claims
 from service.access.door import Door, may_connect
 from service.gateway import negotiate, tokens
@@ -192,14 +190,11 @@ class GatewayServer:
             return await handler(request)
         except HublogError as error:
             return self._refusal(error, request, at)
-        except web.HTTPNotFound:
-            return self._refusal(NotFound(f"there is nothing at {request.path[:256]}"), request, at)
-        except web.HTTPMethodNotAllowed as exc:
-            not_served = MethodNotAllowed(f"{exc.method} is not served at {request.path[:256]}")
-            allow: dict[str, str] = {hdrs.ALLOW: ", ".join(sorted(exc.allowed_methods))}
-            return self._refusal(not_served, request, at, allow)
-        except web.HTTPException:
-            raise
+        except web.HTTPException as exc:
+            refused = unrouted.refusal(exc, request)
+            if refused is None:
+                raise
+            return self._refusal(refused[0], request, at, refused[1])
         except Exception:  # noqa: BLE001  the port goes on; the log line has the trace
             _log.exception("gateway.request_failed", path=request.path[:256])
             return self._refusal(Internal("the request failed"), request, at)

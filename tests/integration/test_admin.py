@@ -78,6 +78,18 @@ async def test_bytes_that_are_no_request_are_refused_and_not_logged(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+async def test_what_is_not_served_is_refused_as_by_the_api(metrics: Metrics) -> None:
+    async with serving(admin_app(metrics, {}), "127.0.0.1", 0, setting="HUBLOG_ADMIN_PORT") as port:
+        nowhere = await Raw(port).exchange(b"GET /healthz?token=secret HTTP/1.1\r\nHost: a\r\n\r\n")
+        posted = await Raw(port).exchange(b"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+    assert is_problem(nowhere)
+    assert (nowhere.status, nowhere.json["code"], nowhere.json["instance"]) == (404, "not_found", "/healthz")
+    assert b"secret" not in nowhere.body
+    assert is_problem(posted)
+    assert (posted.status, posted.json["code"]) == (405, "method_not_allowed")
+    assert posted.headers["allow"] == "GET, HEAD"
+
+
 async def test_metrics_show_plain_numbers_as_they_are_now(metrics: Metrics) -> None:
     counted = {"deliveries": 0}
     metrics.counter("hublog_deliveries_total", lambda: counted["deliveries"])
