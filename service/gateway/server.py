@@ -43,6 +43,8 @@ TICK_SLICES = 20  # one round over all connections is spread over this many turn
 DRAIN_BATCH = 100
 CLOSINGS_GRACE_S = 5.0
 TRACEPARENT = "traceparent"
+# All that is read here of a query; whatever else stands there is somebody else's.
+PARAMETERS = ("negotiateVersion", "id", "access_token", "user", "meta", "resumable", "resume", "cursor")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -231,13 +233,20 @@ class GatewayServer:
 
 
 def _check_query(request: web.Request) -> None:
-    """yarl reads bytes that are no UTF-8 as U+FFFD, and two users of such names would be one. Raises: InvalidQuery."""
+    """What would be read as something else than was meant. Raises: InvalidQuery.
+
+    yarl reads bytes that are no UTF-8 as U+FFFD, and two users of such names would be one. Of a parameter that stands
+    twice it gives the first, where a proxy in front may have looked at the last.
+    """
     # aiohttp hands out bytes beyond ASCII as surrogates; they were sent, so they are read as the UTF-8 they may be.
     sent = request.rel_url.raw_query_string.encode("utf-8", "surrogateescape")
     try:
         unquote_to_bytes(sent).decode()
     except UnicodeDecodeError as exc:
         raise InvalidQuery("the query is not UTF-8 once decoded") from exc
+    for name in PARAMETERS:
+        if len(request.query.getall(name, ())) > 1:
+            raise InvalidQuery(f"the parameter {name!r} stands twice")
 
 
 def _options(request: web.Request, traceparent: str | None = None) -> WireOptions:

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from events.ids import HubName
+from service.gateway import server as gateway_server
 from service.gateway import tokens
 from service.gateway.transports import websocket
 from tests.servers.gateway import SUBJECTS, MakeNode, Node, until
@@ -114,6 +115,22 @@ async def test_tokens_of_others_are_refused(http: aiohttp.ClientSession, node: N
     ):
         assert await refused(http, f"{node.url}/hubs/chat?id={token}") == (404, "bad_token")
     await node.empty()
+
+
+@pytest.mark.parametrize("name", gateway_server.PARAMETERS)
+async def test_a_parameter_that_stands_twice_is_not_guessed_at(http: aiohttp.ClientSession, node: Node, name: str):
+    twice = f"{name}=1&other=x&%{ord(name[0]):02X}{name[1:]}=1"  # percent-encoded, it is the same name
+    assert await refused(http, f"{node.url}/hubs/chat?{twice}") == (400, "invalid_query")
+    told = await negotiate(http, node, f"?{twice}")
+    assert str(told["error"]).startswith(f"invalid_query: the parameter '{name}' stands twice. ")
+    assert len(told) == 1
+    await node.empty()
+
+
+async def test_parameters_of_others_may_stand_there_as_they_like(http: aiohttp.ClientSession, node: Node):
+    assert "connectionToken" in await negotiate(http, node, "?negotiateVersion=1&user=ann&utm=1&utm=2")
+    async with node.client("?user=ann&User=bob&utm=1&utm=2") as client:
+        assert (await client.call("hub.session", b"[]"))["result"]["userId"] == "ann"
 
 
 async def test_pages_of_other_origins_may_not_connect(http: aiohttp.ClientSession, make_node: MakeNode):
