@@ -163,6 +163,36 @@ async def test_it_reads_no_further_than_its_pages(monkeypatch: pytest.MonkeyPatc
     await asyncio.gather(services, return_exceptions=True)
 
 
+async def test_a_leader_that_knows_less_than_a_page_went_up_to_is_not_believed(monkeypatch: pytest.MonkeyPatch):
+    """It is none any more, and this node has not heard live what its successor told of: only the pages know of it."""
+    world = Away(lambda: pytest.fail("nobody is slow"))
+    services = asyncio.ensure_future(repair.run(world.dispatcher))
+    await turns(2)
+    resumer = world.comes_back()
+    world.log.drop_next_live(30)
+    world.called(30)
+    true, asked = world.log.last_sequence, 0
+
+    async def after_an_election(partition: int) -> int:
+        nonlocal asked
+        asked += 1
+        return resumer.attached if asked in {2, 3} else await true(partition)
+
+    monkeypatch.setattr(handover, "RETRY_S", 0.0)
+    monkeypatch.setattr(world.log, "last_sequence", after_an_election)
+    while not resumer.gate.is_open:
+        world.transport.take(5)
+        await world.look(resumer, 5)
+    assert world.dispatcher.position == resumer.attached, "nothing else could have told"
+    world.called(1)  # that something was not heard is noticed now
+    await world.look(resumer, 50)
+    world.transport.take(100)
+    assert world.transport.read == list(range(32))
+    assert asked > 3, "it was asked again until it knew"
+    services.cancel()
+    await asyncio.gather(services, return_exceptions=True)
+
+
 async def test_a_defect_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch):
     world = Away(lambda: pytest.fail("nobody is slow"))
     world.called(3)
