@@ -1,7 +1,8 @@
 """How far a partition is projected: read, made, and moved only from where it was expected to be.
 
 Owns the ``checkpoints`` table. A checkpoint names the last event in the rows by sequence, epoch and hash, so that
-another log, or a shorter one, cannot be mistaken for the one that was read.
+another log, or a shorter one, cannot be mistaken for the one that was read. Whoever waits for a position hears of every
+move that was committed.
 """
 
 import hashlib
@@ -14,6 +15,8 @@ from events.envelope import Recorded
 from events.ids import Epoch
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+
+CHANNEL: LiteralString = "hublog_projected"
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -29,10 +32,14 @@ _MAKE: LiteralString = """
 INSERT INTO checkpoints (partition, epoch, sequence, hash, as_of)
 VALUES (%s, %s, 0, '', to_timestamp(0)) ON CONFLICT (partition) DO NOTHING"""
 _LOAD: LiteralString = "SELECT partition, epoch, sequence, hash FROM checkpoints WHERE partition = %s"
-_MOVE: LiteralString = """
-UPDATE checkpoints SET sequence = %(to)s, hash = %(hash)s,
+# With it goes what depends on it alone: how far ``event_log`` has come, and the notice, which Postgres keeps back until
+# the transaction is committed.
+_MOVE: LiteralString = f"""
+UPDATE checkpoints c SET sequence = %(to)s, hash = %(hash)s,
     as_of = greatest(as_of, timestamptz 'epoch' + %(stored_at)s * interval '1 microsecond')
-WHERE partition = %(partition)s AND epoch = %(epoch)s AND sequence = %(expected)s AND hash = %(expected_hash)s"""
+WHERE partition = %(partition)s AND epoch = %(epoch)s AND sequence = %(expected)s AND hash = %(expected_hash)s
+RETURNING (SELECT coalesce(max(l.seq), 0) FROM event_log l WHERE l.partition = c.partition),
+          pg_notify('{CHANNEL}', concat_ws(' ', c.partition, c.sequence))"""
 _CONFIRM: LiteralString = """
 UPDATE checkpoints SET as_of = greatest(as_of, now() - %s * interval '1 second')
 WHERE partition = %s AND epoch = %s AND sequence = %s"""
@@ -53,8 +60,11 @@ async def load(connection: Connection, partition: int, epoch: Epoch) -> Checkpoi
     return Checkpoint(found[0], Epoch(found[1]), found[2], found[3])
 
 
-async def move(connection: Connection, expected: Checkpoint, last: Recorded) -> Checkpoint | None:
-    """Inside a transaction: move to ``last``, and hold others off until it ends. None: it was not at ``expected``."""
+async def move(connection: Connection, expected: Checkpoint, last: Recorded) -> tuple[Checkpoint, int] | None:
+    """Inside a transaction: move to ``last``, and hold others off until it ends. None: it was not at ``expected``.
+
+    Answers where it is now, and the last sequence of the partition in ``event_log``.
+    """
     target = Checkpoint(expected.partition, expected.epoch, last.sequence, digest(last))
     values = {
         "partition": expected.partition,
@@ -65,8 +75,8 @@ async def move(connection: Connection, expected: Checkpoint, last: Recorded) -> 
         "hash": target.hash,
         "stored_at": last.stored_at_us,
     }
-    moved = await connection.execute(_MOVE, values)
-    return target if moved.rowcount == 1 else None
+    found = await (await connection.execute(_MOVE, values)).fetchone()
+    return None if found is None else (target, found[0])
 
 
 async def confirm(connection: Connection, checkpoint: Checkpoint, since_s: float) -> None:

@@ -132,5 +132,3 @@ FROM unnest(%(hub)b::text[], %(seq)b::bigint[], %(active)b::bigint[], %(detached
 ON CONFLICT (hub) DO UPDATE SET
     seq = greatest(h.seq, excluded.seq), active = h.active + excluded.active,
     detached = h.detached + excluded.detached, closed = h.closed + excluded.closed"""
-
-NOTIFY: LiteralString = "SELECT pg_notify(%s, %s)"

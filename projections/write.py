@@ -12,9 +12,9 @@ import psycopg
 
 from projections import log_copy, statements
 from projections.checkpoint import Checkpoint, Connection, move
-from projections.fold import NodeRow, ParkedRow, Rows, SessionKey, SessionRow, Stay, StayKey
+from projections.columns import Column, bigints, booleans, byteas, texts
+from projections.fold import InvocationRow, NodeRow, ParkedRow, Rows, SessionKey, SessionRow, Stay, StayKey
 
-CHANNEL = "hublog_projected"
 REASON_CHARACTERS_MAX = 500
 
 
@@ -27,21 +27,13 @@ async def store(connection: Connection, expected: Checkpoint, rows: Rows) -> Che
 
     ``connection`` is in autocommit mode. Raises: Superseded, psycopg.Error.
     """
-    async with connection.transaction():
-        # First, because it holds off any other projector until this transaction ends.
-        target = await move(connection, expected, rows.log[-1].event)
-        if target is None:
-            raise Superseded(f"partition {expected.partition} is not at {expected.sequence} any more")
-        await _write(connection, expected.partition, rows)
-        await connection.execute(statements.NOTIFY, (CHANNEL, f"{target.partition} {target.sequence}"))
-    return target
+    return await _write(connection, expected, rows, keep=True)
 
 
-async def refusal(connection: Connection, partition: int, rows: Rows) -> psycopg.Error | None:
-    """What Postgres would refuse these rows with, if it would; nothing is kept. Raises: other psycopg.Error."""
+async def refusal(connection: Connection, expected: Checkpoint, rows: Rows) -> psycopg.Error | None:
+    """What Postgres would refuse this batch with, if it would; nothing is kept. Raises: Superseded, other errors."""
     try:
-        async with connection.transaction(force_rollback=True):
-            await _write(connection, partition, rows)
+        await _write(connection, expected, rows, keep=False)
     except psycopg.Error as exc:
         if not is_poison(exc):
             raise
@@ -54,13 +46,24 @@ def is_poison(exc: psycopg.Error) -> bool:
     return isinstance(exc, psycopg.DataError | psycopg.IntegrityError) or (exc.sqlstate or "").startswith("54")
 
 
-async def _write(connection: Connection, partition: int, rows: Rows) -> None:
-    """Everything but the checkpoint."""
-    await log_copy.append(connection, partition, rows.log)
+async def _write(connection: Connection, expected: Checkpoint, rows: Rows, *, keep: bool) -> Checkpoint:
+    async with connection.transaction(force_rollback=not keep):
+        # First, because it holds off any other projector until this transaction ends.
+        moved = await move(connection, expected, rows.log[-1].event)
+        if moved is None:
+            raise Superseded(f"partition {expected.partition} is not at {expected.sequence} any more")
+        target, known = moved
+        await log_copy.append(connection, expected.partition, rows.log, known)
+        await _merge(connection, expected.partition, rows)
+    return target
+
+
+async def _merge(connection: Connection, partition: int, rows: Rows) -> None:
+    """Everything but the checkpoint and the log. ``hubs`` come last."""
     if rows.invocations:
-        await connection.execute(statements.INVOCATIONS, {"partition": partition, **_invocations(rows)})
+        await connection.execute(statements.INVOCATIONS, {"partition": partition, **_invocations(rows.invocations)})
     if rows.outcomes:
-        await connection.execute(statements.OUTCOMES, _outcomes(rows))
+        await connection.execute(statements.OUTCOMES, _outcomes(rows.outcomes))
     if rows.nodes:
         await connection.execute(statements.NODES, _nodes(rows.nodes))
     if rows.stays:
@@ -74,36 +77,37 @@ async def _write(connection: Connection, partition: int, rows: Rows) -> None:
     empty = [(hub, group) for hub, group, *_ in changes if group is not None]
     if empty:
         await connection.execute(
-            statements.FORGET_GROUPS, {"hub": [hub for hub, _ in empty], "group_name": [g for _, g in empty]}
+            statements.FORGET_GROUPS,
+            {"hub": texts([hub for hub, _ in empty]), "group_name": texts([g for _, g in empty])},
         )
     if rows.hubs:
         counts = {hub: by_state for hub, group, *by_state in changes if group is None}
         await connection.execute(statements.HUBS, {"partition": partition, **_hubs(rows.hubs, counts)})
 
 
-def _sessions(sessions: dict[SessionKey, SessionRow]) -> dict[str, list[Any]]:
+def _sessions(sessions: dict[SessionKey, SessionRow]) -> dict[str, Column]:
     rows = list(sessions.values())
     states = [row.state for row in rows]
     return {
-        "hub": [hub for hub, _ in sessions],
-        "session_id": [session for _, session in sessions],
-        "seq": [row.seq for row in rows],
-        "state": [state.status for state in states],
-        "reason": [state.reason for state in states],
-        "resumable": [state.resumable for state in states],
-        "user_id": [state.user for state in states],
-        "node": [state.node for state in states],
-        "incarnation": [state.incarnation for state in states],
-        "connection": [state.connection for state in states],
-        "generation": [state.generation for state in states],
-        "groups": [_array(sorted(state.groups)) for state in states],
-        "metadata": [bytes(state.metadata) for state in states],
-        "opened_seq": [state.opened for state in states],
-        "opened_at": [row.opened_at_us for row in rows],
-        "detached_at": [state.detached_since_us for state in states],
-        "closed_at": [row.closed_at_us for row in rows],
-        "last_seen_at": [row.last_seen_us for row in rows],
-        "seen": [row.seen for row in rows],
+        "hub": texts([hub for hub, _ in sessions]),
+        "session_id": texts([session for _, session in sessions]),
+        "seq": bigints([row.seq for row in rows]),
+        "state": texts([state.status for state in states]),
+        "reason": texts([state.reason for state in states]),
+        "resumable": booleans([state.resumable for state in states]),
+        "user_id": texts([state.user for state in states]),
+        "node": texts([state.node for state in states]),
+        "incarnation": texts([state.incarnation for state in states]),
+        "connection": texts([state.connection for state in states]),
+        "generation": bigints([state.generation for state in states]),
+        "groups": texts([_array(sorted(state.groups)) for state in states]),
+        "metadata": byteas([bytes(state.metadata) for state in states]),
+        "opened_seq": bigints([state.opened for state in states]),
+        "opened_at": bigints([row.opened_at_us for row in rows]),
+        "detached_at": bigints([state.detached_since_us for state in states]),
+        "closed_at": bigints([row.closed_at_us for row in rows]),
+        "last_seen_at": bigints([row.last_seen_us for row in rows]),
+        "seen": booleans([row.seen for row in rows]),
     }
 
 
@@ -112,63 +116,72 @@ def _array(names: Iterable[str]) -> str:
     return "{" + ",".join('"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names) + "}"
 
 
-def _stays(stays: dict[StayKey, Stay]) -> dict[str, list[Any]]:
+def _stays(stays: dict[StayKey, Stay]) -> dict[str, Column]:
     rows = stays.values()
     return {
-        "hub": [hub for hub, *_ in stays],
-        "session_id": [session for _, session, *_ in stays],
-        "group_name": [group for _, _, group, _ in stays],
-        "joined_seq": [joined for *_, joined in stays],
-        "joined_at": [stay.joined_at_us for stay in rows],
-        "left_seq": [stay.left_seq for stay in rows],
-        "left_at": [stay.left_at_us for stay in rows],
+        "hub": texts([hub for hub, *_ in stays]),
+        "session_id": texts([session for _, session, *_ in stays]),
+        "group_name": texts([group for _, _, group, _ in stays]),
+        "joined_seq": bigints([joined for *_, joined in stays]),
+        "joined_at": bigints([stay.joined_at_us for stay in rows]),
+        "left_seq": bigints([stay.left_seq for stay in rows]),
+        "left_at": bigints([stay.left_at_us for stay in rows]),
     }
 
 
-def _invocations(rows: Rows) -> dict[str, list[Any]]:
-    columns = _columns(rows.invocations, "hub invocation_id seq target arguments selector caller ttl_ms")
-    return {**columns, "requested_at": [row.requested_at_us for row in rows.invocations]}
-
-
-def _outcomes(rows: Rows) -> dict[str, list[Any]]:
+def _invocations(rows: Sequence[InvocationRow]) -> dict[str, Column]:
     return {
-        "hub": [hub for hub, _ in rows.outcomes],
-        "invocation_id": [ident for _, ident in rows.outcomes],
-        "status": [status for status, _ in rows.outcomes.values()],
-        "seq": [seq for _, seq in rows.outcomes.values()],
+        "hub": texts([row.hub for row in rows]),
+        "invocation_id": texts([row.invocation_id for row in rows]),
+        "seq": bigints([row.seq for row in rows]),
+        "target": texts([row.target for row in rows]),
+        "arguments": byteas([row.arguments for row in rows]),
+        "selector": byteas([row.selector for row in rows]),
+        "caller": texts([row.caller for row in rows]),
+        "ttl_ms": bigints([row.ttl_ms for row in rows]),
+        "requested_at": bigints([row.requested_at_us for row in rows]),
     }
 
 
-def _parked(parked: Sequence[ParkedRow]) -> dict[str, list[Any]]:
-    columns = _columns(parked, "seq code")
+def _outcomes(outcomes: dict[tuple[str, str], tuple[str, int]]) -> dict[str, Column]:
     return {
-        **columns,
-        "subject": [log_copy.text(row.subject) for row in parked],
-        "reason": [log_copy.text(row.reason[:REASON_CHARACTERS_MAX]) for row in parked],
+        "hub": texts([hub for hub, _ in outcomes]),
+        "invocation_id": texts([ident for _, ident in outcomes]),
+        "status": texts([status for status, _ in outcomes.values()]),
+        "seq": bigints([seq for _, seq in outcomes.values()]),
     }
 
 
-def _nodes(nodes: dict[tuple[str, str], NodeRow]) -> dict[str, list[Any]]:
+def _parked(parked: Sequence[ParkedRow]) -> dict[str, Column]:
+    return {
+        "seq": bigints([row.seq for row in parked]),
+        "subject": texts([log_copy.text(row.subject) for row in parked]),
+        "code": texts([row.code for row in parked]),
+        "reason": texts([log_copy.text(row.reason[:REASON_CHARACTERS_MAX]) for row in parked]),
+    }
+
+
+def _nodes(nodes: dict[tuple[str, str], NodeRow]) -> dict[str, Column]:
     rows = list(nodes.values())
     return {
-        "node": [name for name, _ in nodes],
-        "incarnation": [incarnation for _, incarnation in nodes],
-        **_columns(rows, "state seq version url started_seq"),
-        "changed_at": [row.changed_at_us for row in rows],
-        "started_at": [row.started_at_us for row in rows],
+        "node": texts([name for name, _ in nodes]),
+        "incarnation": texts([incarnation for _, incarnation in nodes]),
+        "state": texts([row.state for row in rows]),
+        "seq": bigints([row.seq for row in rows]),
+        "version": texts([row.version for row in rows]),
+        "url": texts([row.url for row in rows]),
+        "started_seq": bigints([row.started_seq for row in rows]),
+        "changed_at": bigints([row.changed_at_us for row in rows]),
+        "started_at": bigints([row.started_at_us for row in rows]),
     }
 
 
-def _hubs(hubs: dict[str, int], counts: dict[str, list[int]]) -> dict[str, list[Any]]:
+def _hubs(hubs: dict[str, int], counts: dict[str, list[int]]) -> dict[str, Column]:
     by_state = [counts.get(hub, [0, 0, 0]) for hub in hubs]
     return {
-        "hub": list(hubs),
-        "seq": list(hubs.values()),
-        "active": [active for active, _, _ in by_state],
-        "detached": [detached for _, detached, _ in by_state],
-        "closed": [closed for _, _, closed in by_state],
+        "hub": texts(list(hubs)),
+        "seq": bigints(list(hubs.values())),
+        "active": bigints([active for active, _, _ in by_state]),
+        "detached": bigints([detached for _, detached, _ in by_state]),
+        "closed": bigints([closed for _, _, closed in by_state]),
     }
-
-
-def _columns(rows: Sequence[Any], names: str) -> dict[str, list[Any]]:
-    return {name: [getattr(row, name) for row in rows] for name in names.split()}

@@ -104,7 +104,7 @@ class Writer:
         while refused - accepted > 1:
             middle = (accepted + refused) // 2
             rows = fold(events[:middle], self.parked, self._poison)
-            if await refusal(self._connection, self.at.partition, rows) is None:
+            if await refusal(self._connection, self.at, rows) is None:
                 accepted = middle
             else:
                 refused = middle

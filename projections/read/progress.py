@@ -14,8 +14,8 @@ import psycopg
 
 from events.errors import EpochMismatch, PositionNotReached, ReadModelUnavailable
 from events.ids import Epoch, Position
+from projections.checkpoint import CHANNEL
 
-CHANNEL = "hublog_projected"
 LOOK_S = 0.25
 CONNECT_TIMEOUT_S = 5
 RETRY_S = 1.0
