@@ -85,6 +85,6 @@ def _members_at(chain: Chain, sequence: int) -> dict[str, Receiver]:
         if max(joined, receiver.since) < sequence:
             chosen[name] = receiver
     for receiver, joined, left in chain.leavers or ():
-        if receiver.live and joined < sequence < left:
+        if receiver.live and max(joined, receiver.since) < sequence < left:
             chosen[receiver.session] = receiver
     return chosen

@@ -123,9 +123,10 @@ async def _read_all(dispatcher: Dispatcher) -> int:
     starts = _starts((chain, event.sequence, event.payload) for chain, event in found)
     fresh = {chain for chain in starts if chain not in chains}
     for chain in (*moved, *fresh):
-        # Without members, nothing before the first of them matters; without any to come, nothing at all.
+        # Without members, nothing before the first of them matters; without any to come, nothing at all. Never back:
+        # what was heard before was others' to receive, and they would be told of a hole.
         if not chain.members:
-            chain.known = starts.get(chain, high)
+            chain.known = max(chain.known, starts.get(chain, high))
     rest = [chain for chain in moved if chain.kind != "log"] + list(fresh)
     found += await _read(dispatcher, [chain for chain in rest if chain.known < high], high)
     found.sort(key=lambda item: item[1].sequence)
@@ -154,7 +155,8 @@ async def _read_all(dispatcher: Dispatcher) -> int:
 def _starts(found: Iterable[tuple[Chain, int, bytes]]) -> dict[Chain, int]:
     """The chains that local sessions began to be the audience of in these events, each with the first sequence.
 
-    Groups new to this node are heard from now on.
+    Groups new to this node are heard from now on. What a session did while it was another connection's does not count:
+    the ``attached`` that brings it here carries the groups that it is in.
     """
     starts: dict[Chain, int] = {}
 
@@ -167,12 +169,15 @@ def _starts(found: Iterable[tuple[Chain, int, bytes]]) -> dict[Chain, int]:
             decoded = codec.event_of(codec.envelope(payload))
         except HublogError:
             continue  # it is counted and said when it is dispatched
+        if not isinstance(decoded, session.Event) or decoded.after.connection not in chain.members:
+            continue
         if isinstance(decoded, session.Joined):
             for group in decoded.groups:
                 begin(hub.expect_group(group), sequence)
         elif isinstance(decoded, session.Opened | session.Attached):
+            for group in decoded.after.groups:
+                begin(hub.expect_group(group), sequence)
             subjects = [hub.subjects.all(), hub.subjects.many(), hub.subjects.inbox(chain.name)]
-            subjects += [hub.subjects.group(group) for group in decoded.after.groups]
             if decoded.after.user is not None:
                 subjects.append(hub.subjects.user(decoded.after.user))
             for subject in subjects:

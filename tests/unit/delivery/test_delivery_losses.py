@@ -12,7 +12,7 @@ from service.delivery.feed import Dispatcher
 from service.delivery.interest import Chain
 from service.delivery.outbox import Outbox
 from service.log.memory import MemoryEventLog
-from tests.servers.delivery import SUBJECTS, Transport, World, running, settled, turns
+from tests.servers.delivery import SUBJECTS, Peer, Transport, World, running, settled, turns
 
 
 async def given(world: World, number: int, frames: list[int]) -> None:
@@ -167,6 +167,76 @@ async def test_joins_that_come_while_one_is_looked_into_are_looked_into_together
         assert not any(peer.hole for peer in world.peers)
         await settled(world)
         world.check(holes_allowed=False)
+
+
+def coming(world: World, groups: tuple[str, ...]) -> tuple[Peer, int]:
+    """A session of another node that is about to come here, as it is loaded; what happens to it next is not heard."""
+    peer = Peer(world, None)
+    world.peers.append(peer)
+    world.command(peer, session.Open("elsewhere", "i", "c-elsewhere", None, resumable=True))
+    loaded = world.log._partitions[0].last
+    world.command(peer, session.Join(groups))
+    return peer, loaded
+
+
+def attach(world: World, peer: Peer) -> None:
+    world.command(peer, session.Attach("n", "i", f"c-{peer.id}", generation=1, now_us=0, ttl_us=1))
+    peer.outbox.uncork(b"0")
+
+
+async def test_a_session_that_comes_with_a_join_nobody_heard_here_makes_no_hole_for_who_left_its_group() -> None:
+    """What its group was told before it came was heard here, and was others' to receive."""
+    async with running() as world:
+        world.open(None)
+        world.join(world.peers[0], ["a"], here=True)
+        peer, loaded = coming(world, ("a",))
+        world.call(selector.Group("a"), None)
+        world.command(world.peers[0], session.Leave(("a",)))
+        await given(world, 0, [0, 1])
+        world.dispatcher.interest.expect(SUBJECTS, peer.receiver, loaded)
+        attach(world, peer)  # its own subject has moved on since it was loaded: that is looked into
+        world.call(selector.Group("a"), None)
+        await given(world, 1, [0, 2])
+        await settled(world)
+        assert world.dispatcher.counters.repaired > 0
+        assert world.dispatcher.counters.holes == 0
+        assert world.peers[0].transport.frames == [0, 1]
+
+
+async def test_a_session_that_came_while_nothing_was_heard_is_given_its_new_group_in_order() -> None:
+    async with running() as world:
+        world.open(None)
+        await turns(3)
+        peer, loaded = coming(world, ())
+        world.dispatcher.interest.expect(SUBJECTS, peer.receiver, loaded)
+        world.command(peer, session.Join(("a",)))  # heard, but it is not of this node yet
+        await turns(3)
+        world.log.disconnect()
+        attach(world, peer)
+        world.call(selector.Group("a"), None)
+        world.call(selector.All(), None)
+        world.log.reconnect()
+        await given(world, 1, [0, 1, 2])
+        await settled(world)
+        assert world.dispatcher.counters.holes == 0
+
+
+async def test_who_was_handed_over_beyond_a_call_has_no_hole_there_though_it_has_left_the_group() -> None:
+    async with running() as world:
+        for number in range(2):
+            world.open(None)
+            world.join(world.peers[number], ["a"], here=True)
+        await turns(3)
+        world.log.drop_next_live()
+        world.call(selector.Group("a"), None)
+        receiver = world.peers[0].receiver
+        receiver.since = receiver.delivered = world.log._partitions[0].last  # as a hand-over does, of what it has read
+        world.command(world.peers[0], session.Leave(("a",)))
+        await turns(3)
+        world.dispatcher.hold("tail", None)
+        await given(world, 1, [0, 1])
+        await settled(world)
+        assert world.dispatcher.counters.holes == 0
 
 
 async def test_what_was_said_to_a_group_before_anyone_here_was_in_it_stays_unsaid() -> None:
