@@ -74,7 +74,10 @@ async def serve(request: web.Request, context: GatewayContext, peer: Peer) -> we
 async def _read(socket: PromptSocket, connection: Connection) -> None:
     socket.offer_to(connection.receive_at_once)
     while not connection.ended:
-        message = await socket.receive()
+        try:
+            message = await socket.receive()
+        except ConnectionError:
+            return  # it is gone, and with it the pong that it asked for
         if message.type is WSMsgType.TEXT:
             await connection.receive(message.data)
         elif message.type is WSMsgType.BINARY:

@@ -7,6 +7,7 @@ import pytest
 from events import session
 from events.errors import LogUnavailable
 from events.ids import SessionId
+from lab.frames import PING
 from service.delivery.outbox import Outbox
 from service.log.fenced import FencedLog
 from tests.servers.gateway import HUB, SUBJECTS, Node, until
@@ -48,6 +49,20 @@ async def test_one_who_is_gone_does_not_keep_a_message_from_the_others(node: Nod
             await client.record(containing=b'"say"')
         node.log.may_append.set()
     await node.empty()
+
+
+async def test_who_pings_and_is_gone_before_the_pong_is_no_failure_of_ours(node: Node):
+    async with node.client() as client:
+        node.log.may_append.clear()
+        client.send(b'{"type":1,"invocationId":"j","target":"hub.join","arguments":["blue"]}\x1e')
+        await until(lambda: node.log.waiting == 1, "its join to wait for the log")
+        for _ in range(10):
+            client.send(b"still there?", PING)
+        await client.writer.drain()
+        await _vanishes(node, client)
+        node.log.may_append.set()
+    await node.empty()
+    assert node.context.counters.errors == {}
 
 
 async def _vanishes(node: Node, client: RawClient) -> None:
