@@ -86,7 +86,7 @@ ON CONFLICT (hub, session_id, group_name, joined_seq) DO UPDATE
 SET left_seq = excluded.left_seq, left_at = excluded.left_at
 WHERE m.left_seq IS NULL AND excluded.left_seq IS NOT NULL"""
 
-INVOCATIONS: LiteralString = f"""
+_INVOCATIONS: LiteralString = f"""
 INSERT INTO invocations (partition, hub, invocation_id, seq, target, arguments, selector, caller, ttl_ms, requested_at,
     status, status_seq)
 SELECT %(partition)b, hub, invocation_id, seq, target, arguments, selector, caller, ttl_ms,
@@ -127,8 +127,12 @@ ON CONFLICT (partition, seq) DO NOTHING"""
 HUBS: LiteralString = """
 INSERT INTO hubs AS h (partition, hub, seq, active, detached, closed)
 SELECT %(partition)b, hub, seq, active, detached, closed
-FROM unnest(%(hub)b::text[], %(seq)b::bigint[], %(active)b::bigint[], %(detached)b::bigint[], %(closed)b::bigint[])
+FROM unnest(%(hubs)b::text[], %(last_seq)b::bigint[], %(active)b::bigint[], %(detached)b::bigint[],
+            %(closed)b::bigint[])
      AS t (hub, seq, active, detached, closed)
 ON CONFLICT (hub) DO UPDATE SET
     seq = greatest(h.seq, excluded.seq), active = h.active + excluded.active,
     detached = h.detached + excluded.detached, closed = h.closed + excluded.closed"""
+
+# One turn to Postgres instead of two, for what most batches of a busy hub are.
+INVOCATIONS_AND_HUBS: LiteralString = f"WITH called AS ({_INVOCATIONS}\n){HUBS}"

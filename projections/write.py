@@ -59,11 +59,7 @@ async def _write(connection: Connection, expected: Checkpoint, rows: Rows, *, ke
 
 
 async def _merge(connection: Connection, partition: int, rows: Rows) -> None:
-    """Everything but the checkpoint and the log. ``hubs`` come last."""
-    if rows.invocations:
-        await connection.execute(statements.INVOCATIONS, {"partition": partition, **_invocations(rows.invocations)})
-    if rows.outcomes:
-        await connection.execute(statements.OUTCOMES, _outcomes(rows.outcomes))
+    """Everything but the checkpoint and the log."""
     if rows.nodes:
         await connection.execute(statements.NODES, _nodes(rows.nodes))
     if rows.stays:
@@ -76,13 +72,16 @@ async def _merge(connection: Connection, partition: int, rows: Rows) -> None:
         changes = await answer.fetchall()
     empty = [(hub, group) for hub, group, *_ in changes if group is not None]
     if empty:
-        await connection.execute(
-            statements.FORGET_GROUPS,
-            {"hub": texts([hub for hub, _ in empty]), "group_name": texts([g for _, g in empty])},
-        )
-    if rows.hubs:
-        counts = {hub: by_state for hub, group, *by_state in changes if group is None}
-        await connection.execute(statements.HUBS, {"partition": partition, **_hubs(rows.hubs, counts)})
+        names = {"hub": texts([hub for hub, _ in empty]), "group_name": texts([group for _, group in empty])}
+        await connection.execute(statements.FORGET_GROUPS, names)
+    counts = {hub: by_state for hub, group, *by_state in changes if group is None}
+    values = {"partition": partition, **_hubs(rows.hubs, counts)}
+    if rows.invocations:
+        await connection.execute(statements.INVOCATIONS_AND_HUBS, {**values, **_invocations(rows.invocations)})
+    elif rows.hubs:
+        await connection.execute(statements.HUBS, values)
+    if rows.outcomes:  # of what may have been asked in this very batch
+        await connection.execute(statements.OUTCOMES, _outcomes(rows.outcomes))
 
 
 def _sessions(sessions: dict[SessionKey, SessionRow]) -> dict[str, Column]:
@@ -179,8 +178,8 @@ def _nodes(nodes: dict[tuple[str, str], NodeRow]) -> dict[str, Column]:
 def _hubs(hubs: dict[str, int], counts: dict[str, list[int]]) -> dict[str, Column]:
     by_state = [counts.get(hub, [0, 0, 0]) for hub in hubs]
     return {
-        "hub": texts(list(hubs)),
-        "seq": bigints(list(hubs.values())),
+        "hubs": texts(list(hubs)),
+        "last_seq": bigints(list(hubs.values())),
         "active": bigints([active for active, _, _ in by_state]),
         "detached": bigints([detached for _, detached, _ in by_state]),
         "closed": bigints([closed for _, _, closed in by_state]),

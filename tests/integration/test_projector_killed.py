@@ -23,7 +23,7 @@ from tests.servers.processes import POLL_S, until
 from tests.servers.read_models import checkpoint, dump
 from tests.servers.up import free_block
 
-WRITING_LAST = (
+WRITING_HUBS = (
     "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'hublog projector%'"
     " AND datname = current_database() AND wait_event_type = 'Lock' AND query ILIKE '%INSERT INTO hubs%'"
 )
@@ -84,9 +84,9 @@ class World:
             return sequence
 
     async def about_to_commit(self, watcher: psycopg.AsyncConnection) -> None:
-        """Until a projector waits for the table that a transaction writes last."""
+        """Until a projector waits for the table that a transaction writes near its end."""
         async with asyncio.timeout(30):
-            while await (await watcher.execute(WRITING_LAST)).fetchone() != (1,):  # noqa: ASYNC110  asks Postgres
+            while await (await watcher.execute(WRITING_HUBS)).fetchone() != (1,):  # noqa: ASYNC110  asks Postgres
                 await asyncio.sleep(POLL_S)
 
 
@@ -138,7 +138,7 @@ async def test_killed_between_copy_and_commit(world: World) -> None:
         async with load(world.log, 2):
             at = await world.moved(0)
             for _ in range(3):
-                # The last table of every transaction is held, so that all others are written and nothing is committed.
+                # A table that is written after the log's copy is held, so that this is done and nothing is committed.
                 async with admin.transaction():
                     await admin.execute("LOCK TABLE hubs IN EXCLUSIVE MODE")
                     await world.about_to_commit(watcher)
