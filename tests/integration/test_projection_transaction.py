@@ -151,7 +151,7 @@ async def test_a_move_is_heard_when_it_is_committed_and_not_before(
 async def test_nothing_is_looked_for_in_a_batch_that_another_projector_has_written(
     database: str, connection: Connection, events: Sequence[Recorded]
 ) -> None:
-    """That its rows are there already says nothing about them: none of them is to be parked for it."""
+    """A search that was overtaken ends as writing does: rows that are there already are no refusal."""
     stale = await checkpoints.load(connection, 0, EPOCH)
     async with connected(database) as other:
         await store(other, stale, fold(events[10:20], ()))
