@@ -26,6 +26,7 @@ app = typer.Typer(
 ONE_MACHINE = "On one machine"
 PROCESSES = "Processes (what `up` starts, and a cluster runs)"
 TOOLS = "Looking and keeping"
+LINES_MAX = 1_000_000_000  # of `hublog tail`: beyond anybody's wish, and within what a deque can be bounded by
 
 
 def _run(main: Coroutine[Any, Any, Any]) -> Any:
@@ -134,7 +135,13 @@ def tail(
     after: Annotated[str | None, typer.Option(help="Start behind this position, e.g. k7qd.0-1523.")] = None,
     lines: Annotated[
         int,
-        typer.Option("--lines", "-n", min=0, help="Without --after: start with the last so many that fit the filters."),
+        typer.Option(
+            "--lines",
+            "-n",
+            min=0,
+            max=LINES_MAX,
+            help="Without --after: start with the last so many that fit the filters.",
+        ),
     ] = 10,
     once: Annotated[bool, typer.Option("--once", help="Stop at today's end of the log.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as the API shows events.")] = False,

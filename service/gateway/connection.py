@@ -245,16 +245,19 @@ class Connection:
         if self.manager is not None:
             self.manager.local.learn(receiver.session, Known(state, sequence))
         if isinstance(event, session.Closed):
-            self._gone(Kicked(f"the session was closed: {event.reason}"))
+            self._gone(receiver, Kicked(f"the session was closed: {event.reason}"))
         elif state.connection != self.id:
-            self._gone(Replaced("another connection resumed the session"))
+            self._gone(receiver, Replaced("another connection resumed the session"))
         elif state.status == "detached":
-            self._gone(Restarting("the session was detached from this connection"))
+            self._gone(receiver, Restarting("the session was detached from this connection"))
 
-    def _gone(self, error: HublogError) -> None:
+    def _gone(self, receiver: Receiver, error: HublogError) -> None:
         """The session is not this connection's any more: there is nothing to append."""
-        self._reason = None
-        self.end(error, None)
+        if receiver is self.receiver or self.receiver is None:
+            self._reason = None
+            self.end(error, None)
+        else:  # it was still being taken over: the session that the connection had is nobody else's to close
+            self.end(error, "superseded")
 
     # ---------------------------------------------------------------- the end
 

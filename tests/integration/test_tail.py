@@ -129,6 +129,13 @@ def test_the_lines_asked_for_are_the_last_that_fit(
     assert shown(tail("--json", *options, url=told.url, cwd=tmp_path).stdout) == expected
 
 
+def test_more_lines_than_can_be_counted_are_refused(tmp_path: Path) -> None:
+    ran = tail("-n", "9" * 20, url=None, cwd=tmp_path)
+    assert ran.returncode == 2
+    assert "--lines" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 def test_a_line_says_where_when_what_and_by_whom(told: NatsServer, tmp_path: Path) -> None:
     ran = tail("--type", "invocation", url=told.url, cwd=tmp_path)
     (line,) = ran.stdout.splitlines()

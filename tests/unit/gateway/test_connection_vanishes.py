@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from events import session
@@ -89,6 +90,29 @@ async def test_who_is_gone_takes_no_session_from_where_it_is_now(node: Node):
         await node.empty()
     assert node.log.sessions()[subject].connection == "elsewhere"
     assert node.log.sessions()[subject].status == "active"
+
+
+async def test_who_loses_a_session_while_taking_it_over_leaves_none_behind(node: Node):
+    """Neither that one, which goes on elsewhere, nor its own, which nobody else would ever end."""
+    async with node.client("?resumable=1") as client:
+        first = (await client.call("hub.session", b"[]"))["result"]
+    subject = SUBJECTS.session(SessionId(first["sessionId"]))
+    await until(lambda: node.log.sessions()[subject].status == "detached", "the detach")
+    async with node.client("?resumable=1") as client:
+        own = SUBJECTS.session(SessionId((await client.call("hub.session", b"[]"))["result"]["sessionId"]))
+        node.log.may_answer.clear()
+        asked = msgspec.json.encode([first["resumeToken"], first["cursor"]])
+        client.send(b'{"type":1,"invocationId":"r","target":"hub.resume","arguments":%s}\x1e' % asked)
+        await until(lambda: node.log.sessions()[subject].status == "active", "the attach")
+        elsewhere = session.Attach("other", "i2", "elsewhere", 1, 0, 1 << 60)
+        (event,) = session.decide(node.log.sessions()[subject], elsewhere)
+        node.log.store(subject, node.context.author.write(event, actor=f"session:{first['sessionId']}"))
+        await client.record(containing=b"replaced")
+        node.log.may_answer.set()
+        await client.end()
+    await node.empty()
+    assert (node.log.sessions()[own].status, node.log.sessions()[own].reason) == ("closed", "superseded")
+    assert (node.log.sessions()[subject].status, node.log.sessions()[subject].connection) == ("active", "elsewhere")
 
 
 async def test_who_is_gone_does_not_insist(node: Node):
