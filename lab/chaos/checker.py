@@ -101,21 +101,26 @@ def _lifecycle(account: Account) -> None:
                         where = [account.by_sequence[sequence].position]
                         what = f"delivered by a connection that the log had ended ({holding.why})"
                         account.found.add("delivered_after_end", what, life.session, where, [line])
-        settled = [one for _, one in account.settled.values() if one.session == life.session]
-        if settled and life.status != "active":
-            account.found.add(
-                "false_end",
-                f"{life.status} ({life.reason}) and alive",
-                life.session,
-                [],
-                _settled(account, life.session),
-            )
+        settled = _settled(account, life.session)
+        if settled and life.status != "active" and not _kick_under_way(account, life.session, min(settled)):
+            account.found.add("false_end", f"{life.status} ({life.reason}) and alive", life.session, [], settled)
     for event, session, connection, reason in account.model.closings:
         _cause(account, event, session, conn_of.get(connection), reason)
 
 
 def _settled(account: Account, session: str) -> list[int]:
     return [line for line, one in account.settled.values() if one.session == session]
+
+
+def _kick_under_way(account: Account, session: str, line: int) -> bool:
+    """Whether somebody asked for the session's end before ``line``, and was told how that went after it, or never."""
+    return any(
+        isinstance(one.said, Command)
+        and one.said.session == session
+        and one.line < line
+        and (one.end_line is None or one.end_line > line)
+        for one in account.attempts.values()
+    )
 
 
 def _cause(account: Account, event: LogEvent, session: str, conn: int | None, reason: str) -> None:

@@ -1,12 +1,27 @@
 """The checker finds nothing in a true history, and each fault of the service in a false one."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from lab.chaos.checker import check
-from lab.chaos.history import Delivered, Evidence, Fail, Fault, Greeted, History, Invoke, Ok, read_evidence, write_log
+from lab.chaos.history import (
+    Command,
+    Delivered,
+    Ended,
+    Evidence,
+    Fail,
+    Fault,
+    Greeted,
+    History,
+    Invoke,
+    Ok,
+    read_evidence,
+    write_log,
+)
 from lab.chaos.run import judge
+from lab.chaos.verdict import Verdict
 from tests.servers.chaos_histories import MUTATIONS, Mutation, Truth, at, drop_one, truth
 
 
@@ -47,6 +62,27 @@ def test_an_outcome_that_nobody_knows_may_be_either_but_consistently() -> None:
     unseen = hub.invoke("b", {"to": "group", "group": "g"}, set(), stored=False)
     hub.store("b", {"to": "group", "group": "g"}, unseen, {"a"})
     assert check(hub.evidence()).kinds == {"lost"}
+
+
+def kicked_behind_the_end(told: Literal["ok", "never", "refused before"]) -> Verdict:
+    """Call 900 asks for the end of ``a``, which the log has behind the last mark."""
+    hub = truth()
+    hub.history.append(Command(call=900, do="kick", session="a"))
+    if told == "refused before":
+        hub.history.append(Fail(call=900, error="draining"))
+    settled = hub.evidence().history
+    data = {"connection": hub.states["a"]["connection"], "reason": "kicked", "groups": hub.states["a"]["groups"]}
+    position = hub.change("a", "closed", data, status="closed", reason="kicked", groups={})
+    settled.append(Ended(conn=hub.conn_of["a"], why="kicked"))
+    if told == "ok":
+        settled.append(Ok(call=900, position=position))
+    return check(Evidence(settled, hub.log, hub.pages()))
+
+
+def test_who_is_kicked_by_a_call_that_was_under_way_at_the_end_was_ended_rightly() -> None:
+    assert kicked_behind_the_end("ok").violations == []
+    assert kicked_behind_the_end("never").violations == []
+    assert "false_end" in kicked_behind_the_end("refused before").kinds
 
 
 def test_delivered_and_in_no_log() -> None:
