@@ -80,11 +80,18 @@ const connection = new HubConnectionBuilder()
 // What it takes to go on after a loss: the newest token of our session, and the position of the last message we have.
 let token, cursor;
 
+// The latest position that we know of, from a message or an answer: what we are told of the hub shall not be older.
+let seen;
+const sequence = (position) => Number(position.split("-").at(-1));
+const saw = (position) => {
+  if (seen === undefined || sequence(position) > sequence(seen)) seen = position;
+};
+
 // What the others may call on us. On a resumable connection each message carries its position as one last argument.
 // What they send must not steer our terminal, so control characters go.
 const on = (target, said) =>
   connection.on(target, (...args) => {
-    cursor = args.pop();
+    saw((cursor = args.pop()));
     show(said(...args).replace(/\p{Cc}/gu, "\u{fffd}"));
   });
 on("say", (group, user, text) => `[${group}] ${user}: ${text}`);
@@ -111,12 +118,15 @@ connection.onclose((error) => {
 
 const groups = []; // where we are, the last is where we talk
 
+// What changes something is answered with its position in the log.
+const command = async (method, ...args) => saw((await connection.invoke(method, ...args)).position);
+
 // The call that everything goes through: call the method `target` of the sessions that the selector picks.
-const call = (selector, target, ...args) => connection.invoke("hub.invoke", selector, target, args);
+const call = (selector, target, ...args) => command("hub.invoke", selector, target, args);
 
 async function join(group) {
   if (!groups.includes(group)) {
-    await connection.invoke("hub.join", group);
+    await command("hub.join", group);
     await call({ to: "groupExceptCaller", group }, "joined", group, me);
   }
   groups.splice(0, groups.length, ...groups.filter((name) => name !== group), group);
@@ -136,8 +146,8 @@ async function introduce() {
 async function returned() {
   const { sessionId, resumed, resync, code, cursor: start } = await introduce();
   if (!resumed) {
-    cursor = start;
-    if (groups.length > 0) await connection.invoke("hub.join", groups); // a new session is in no group
+    cursor = seen = start;
+    if (groups.length > 0) await command("hub.join", groups); // a new session is in no group
   }
   const missed = resync === "lost" ? `, some messages are lost (${code ?? "too long ago"})` : "";
   show(`* ${resumed ? "resumed" : "reconnected as"} session ${sessionId}, in ${groups.join(", ") || "no group"}${missed}`);
@@ -145,7 +155,7 @@ async function returned() {
 
 async function leave(group) {
   if (!groups.includes(group)) return show(`* you are not in ${group ?? "any group"}`);
-  await connection.invoke("hub.leave", group);
+  await command("hub.leave", group);
   await call({ to: "group", group }, "left", group, me); // anybody may call a group, member or not
   groups.splice(groups.indexOf(group), 1);
   show(`* you left ${group}; you talk in ${groups.at(-1) ?? "no group"}`);
@@ -154,7 +164,9 @@ async function leave(group) {
 async function who(group) {
   if (options.api === undefined) return show("* start with --api http://127.0.0.1:8100 to ask who is there");
   if (group === undefined) return show("* join a group first");
-  const members = `${options.api}/v1/hubs/${hub}/groups/${encodeURIComponent(group)}/members`;
+  const members = new URL(`${options.api}/v1/hubs/${hub}/groups/${encodeURIComponent(group)}/members`);
+  // The read models follow the log a moment behind: the answer waits until it covers what we have seen.
+  if (seen !== undefined) members.searchParams.set("min_position", seen);
   const headers = accessToken === undefined ? {} : { Authorization: `Bearer ${accessToken}` };
   const answer = await (await fetch(members, { headers })).json();
   if (answer.code !== undefined) throw new Error(`${answer.code}: ${answer.detail}. ${answer.hint}`); // a problem document
