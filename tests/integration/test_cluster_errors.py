@@ -121,6 +121,9 @@ async def field(cluster: NatsCluster) -> AsyncIterator[Field]:
     async with AsyncExitStack() as stack:
         yield Field(cluster, await cluster.leader_of("EV_0"), stack)
     cluster.heal()
+    for node in cluster.nodes:
+        if node.pid is None:  # of a test that failed
+            await cluster.launch(node.index)
     await cluster.ready()
 
 
@@ -268,6 +271,13 @@ async def test_503_nobody_leads(field: Field) -> None:
     await until(lambda: 503 in here.codes, FAILOVER_S)
     await until(lambda: outcomes == [Stored(2)], FAILOVER_S)
     assert await field.stored() == [b"before", b"during"]
+    await field.cluster.restart(field.leader)
+
+
+async def test_who_starts_while_nobody_leads_waits_until_somebody_does(field: Field) -> None:
+    await field.cluster.kill(field.leader)
+    here = await field.process(field.others[0])
+    assert await here.log.last_sequence(0) == 0
     await field.cluster.restart(field.leader)
 
 

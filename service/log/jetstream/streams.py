@@ -26,6 +26,9 @@ VERSION = "1"
 MAX_AGE_S = 7 * 24 * 3600
 DUPLICATE_WINDOW_S = 120
 DUPLICATE_WINDOW_MIN_S = 90  # a write is repeated for PUBLISH_DEADLINE_S, and must meet itself
+FOUND_TIMEOUT_S = 20.0
+"""Longer than a cluster takes to choose a leader."""
+FOUND_AGAIN_S = 1.0
 PUT_TIMEOUT_S = 2.0
 PUT_AGAIN_S = 0.5
 _NS = 1_000_000_000
@@ -133,10 +136,16 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 async def _found(replies: Replies, name: str) -> dict[str, Any] | None:
-    answer = msgspec.json.decode(await replies.request(f"$JS.API.STREAM.INFO.{name}", b""), type=_Answer)
-    if answer.error is not None and answer.error.err_code != STREAM_MISSING:
-        raise LogUnavailable(f"JetStream does not tell of {name}: {answer.error.description}")
-    return answer.config
+    """Asked again for a while: who starts while a server of a cluster dies asks before there is a leader again."""
+    subject, give_up_s = f"$JS.API.STREAM.INFO.{name}", time.monotonic() + FOUND_TIMEOUT_S
+    while True:
+        raw = await replies.request(subject, b"", timeout_s=FOUND_TIMEOUT_S, again_s=FOUND_AGAIN_S)
+        answer = msgspec.json.decode(raw, type=_Answer)
+        if answer.error is None or answer.error.err_code == STREAM_MISSING:
+            return answer.config
+        if time.monotonic() > give_up_s:
+            raise LogUnavailable(f"JetStream does not tell of {name}: {answer.error.description}")
+        await asyncio.sleep(FOUND_AGAIN_S)
 
 
 async def _put(replies: Replies, verb: str, definition: Definition) -> None:
