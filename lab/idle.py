@@ -7,10 +7,12 @@ host. So a latency says little without this figure beside it.
 import contextlib
 import os
 import time
+from array import array
 from collections.abc import Iterator
 
 import msgspec
 
+from lab.ledger import percentile
 from lab.pacer import open_timer
 
 LATENCY_DEVICE = "/dev/cpu_dma_latency"
@@ -49,15 +51,13 @@ def kept_awake() -> Iterator[None]:
 
 def waking(*, kept_awake: bool, beats: int = BEATS) -> Waking:
     """Sleeps for ``beats`` milliseconds, one at a time. Blocks."""
-    late: list[int] = []
-    due = time.monotonic_ns() + INTERVAL_NS
-    timer = open_timer(INTERVAL_NS, due)
+    late = array("q")
+    due = time.monotonic_ns()
+    timer = open_timer(INTERVAL_NS, due + INTERVAL_NS)
     try:
         while len(late) < beats:
-            passed = int.from_bytes(os.read(timer, 8), "little")
-            due += passed * INTERVAL_NS
-            late.append(time.monotonic_ns() - (due - INTERVAL_NS))
+            due += int.from_bytes(os.read(timer, 8), "little") * INTERVAL_NS
+            late.append(time.monotonic_ns() - due)
     finally:
         os.close(timer)
-    late.sort()
-    return Waking(late[len(late) // 2] / 1e3, late[len(late) * 99 // 100] / 1e3, kept_awake)
+    return Waking(percentile(late, 50) / 1e3, percentile(late, 99) / 1e3, kept_awake)

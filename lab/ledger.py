@@ -68,8 +68,11 @@ class Ledger:
 
 def percentile_ms(values_ns: "array[int]", percent: float) -> float | None:
     """The nearest-rank percentile in milliseconds; None of nothing."""
-    if not values_ns:
-        return None
-    ordered = sorted(values_ns)
+    return percentile(values_ns, percent) / 1e6 if values_ns else None
+
+
+def percentile(values: "array[int]", percent: float) -> int:
+    """The nearest-rank percentile, of one value at least."""
+    ordered = sorted(values)
     rank = math.ceil(len(ordered) * percent / 100)
-    return ordered[max(rank, 1) - 1] / 1e6
+    return ordered[max(rank, 1) - 1]

@@ -50,9 +50,8 @@ class Pacer:
 
     def start(self) -> None:
         """The first beat comes one interval from now."""
-        timer = open_timer(self._interval_ns, time.monotonic_ns() + self._interval_ns, _TFD_NONBLOCK)
-        self._timer = timer
-        asyncio.get_running_loop().add_reader(timer, self._read)
+        self._timer = open_timer(self._interval_ns, time.monotonic_ns() + self._interval_ns, _TFD_NONBLOCK)
+        asyncio.get_running_loop().add_reader(self._timer, self._read)
 
     def stop(self) -> None:
         if self._timer is not None:

@@ -29,7 +29,7 @@ from service.log.jetstream import lane as lane_module
 from service.log.jetstream.answers import BATCH_INCOMPLETE, WRONG_LAST_SEQUENCE, Ack, failure
 from service.log.jetstream.replies import ApiError
 from service.log.port import Stored
-from service.up.nats_server import NatsServer
+from service.up.nats_server import SYSTEM_USER, USER, NatsServer
 from tests.servers.event_logs import event, until
 from tests.servers.nats import MakeNats, may_write
 
@@ -464,3 +464,10 @@ async def follow_for_ever(log: JetStreamLog) -> None:
     async with aclosing(log.follow(0, 0)) as batches:
         async for _ in batches:
             pass
+
+
+async def test_an_account_that_has_no_jetstream_is_said_at_once(clean_nats: NatsServer):
+    url = clean_nats.url.replace(f"{USER}:", f"{SYSTEM_USER}:")
+    async with asyncio.timeout(streams.FOUND_TIMEOUT_S / 4):
+        with pytest.raises(LogUnavailable, match="not enabled for account"):
+            await jetstream_log(url, name="stranger")

@@ -8,7 +8,7 @@ import msgspec
 from events import trace
 from events.envelope import NewEvent
 from events.errors import HublogError, Internal, LogFull, PayloadTooLarge
-from service.log.jetstream.replies import ApiError
+from service.log.jetstream.replies import NO_LEADER, ApiError
 
 WRONG_LAST_SEQUENCE = 10071
 BATCH_HAS_DUPLICATE = 10201
@@ -16,7 +16,7 @@ BATCH_INCOMPLETE = 10176
 FULL = {10077, 10002, 10023}  # a limit of the stream, of the account, of the server
 TOO_LARGE = 10054
 SUBJECT_IN_FLIGHT, ID_IN_FLIGHT = 10164, 10158
-NOT_NOW = {10008, 10167, 10210, SUBJECT_IN_FLIGHT, ID_IN_FLIGHT}  # nothing stored; the same again, a little later
+NOT_NOW = {NO_LEADER, 10167, 10210, SUBJECT_IN_FLIGHT, ID_IN_FLIGHT}  # nothing stored; the same again, a little later
 
 
 class Ack(msgspec.Struct, frozen=True, gc=False):

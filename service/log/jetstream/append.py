@@ -32,7 +32,7 @@ from service.log.jetstream.answers import (
 from service.log.jetstream.client import SyncClient
 from service.log.jetstream.lane import BACKOFF_FIRST_S, BACKOFF_MAX_S, Lane, Write
 from service.log.jetstream.read import Reader
-from service.log.jetstream.replies import NO_RESPONDERS, ApiError, Replies
+from service.log.jetstream.replies import NO_LEADER, NO_RESPONDERS, ApiError, Replies
 from service.log.port import APPEND_EVENTS_MAX, CONDITIONAL_DEADLINE_S, Done, Stored, must_be
 from service.log.tally import STORED, Tally
 from service.telemetry.tracing import OFF, Tracing
@@ -54,7 +54,7 @@ class _Question:
         if self.future.done():
             return
         if headers is not None and headers.startswith(NO_RESPONDERS):
-            self.future.set_result(Ack(error=ApiError(503, 10008, "no leader")))
+            self.future.set_result(Ack(error=ApiError(503, NO_LEADER, "no leader")))
             return
         try:
             self.future.set_result(acks.decode(payload))

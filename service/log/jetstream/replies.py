@@ -14,6 +14,7 @@ from events.errors import HublogError, LogUnavailable
 from service.log.jetstream.client import SyncClient
 
 REQUEST_TIMEOUT_S = 5.0
+NO_LEADER = 10008
 NO_RESPONDERS = b"NATS/1.0 503"
 
 

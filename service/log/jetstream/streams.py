@@ -17,8 +17,8 @@ from events.errors import LogDrifted, LogMissing, LogUnavailable, Misconfigured
 from events.ids import Epoch, epoch, is_epoch
 from events.subjects import name_of, stream, token
 from service.log.jetstream.answers import Ack
-from service.log.jetstream.read import STREAM_MISSING, Reader
-from service.log.jetstream.replies import ApiError, Replies
+from service.log.jetstream.read import ASK_AGAIN_S, STREAM_MISSING, Reader
+from service.log.jetstream.replies import NO_LEADER, ApiError, Replies
 
 LEASES = "KV_hublog_leases"
 LEASE_SUBJECT = "$KV.hublog_leases."
@@ -28,7 +28,6 @@ DUPLICATE_WINDOW_S = 120
 DUPLICATE_WINDOW_MIN_S = 90  # a write is repeated for PUBLISH_DEADLINE_S, and must meet itself
 FOUND_TIMEOUT_S = 20.0
 """Longer than a cluster takes to choose a leader."""
-FOUND_AGAIN_S = 1.0
 PUT_TIMEOUT_S = 2.0
 PUT_AGAIN_S = 0.5
 _NS = 1_000_000_000
@@ -139,13 +138,14 @@ async def _found(replies: Replies, name: str) -> dict[str, Any] | None:
     """Asked again for a while: who starts while a server of a cluster dies asks before there is a leader again."""
     subject, give_up_s = f"$JS.API.STREAM.INFO.{name}", time.monotonic() + FOUND_TIMEOUT_S
     while True:
-        raw = await replies.request(subject, b"", timeout_s=FOUND_TIMEOUT_S, again_s=FOUND_AGAIN_S)
+        raw = await replies.request(subject, b"", timeout_s=FOUND_TIMEOUT_S, again_s=ASK_AGAIN_S)
         answer = msgspec.json.decode(raw, type=_Answer)
-        if answer.error is None or answer.error.err_code == STREAM_MISSING:
-            return answer.config
-        if time.monotonic() > give_up_s:
-            raise LogUnavailable(f"JetStream does not tell of {name}: {answer.error.description}")
-        await asyncio.sleep(FOUND_AGAIN_S)
+        if answer.error is None or answer.error.err_code != NO_LEADER or time.monotonic() > give_up_s:
+            break
+        await asyncio.sleep(ASK_AGAIN_S)
+    if answer.error is not None and answer.error.err_code != STREAM_MISSING:
+        raise LogUnavailable(f"JetStream does not tell of {name}: {answer.error.description}")
+    return answer.config
 
 
 async def _put(replies: Replies, verb: str, definition: Definition) -> None:
