@@ -183,7 +183,7 @@ class Dispatcher:
     def hole(self, receiver: Receiver, sequence: int) -> None:
         """Something that a session had to receive can no longer be delivered in order."""
         self.counters.holes += 1
-        receiver.on_hole(sequence)
+        receiver.on_hole(receiver, sequence)
 
     # ---------------------------------------------------------------- live and held
 

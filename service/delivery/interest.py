@@ -58,7 +58,7 @@ class Receiver:
         user: str | None,
         outbox: Outbox,
         on_event: "OnEvent",
-        on_hole: Callable[[int], None],
+        on_hole: "OnHole",
         kind: int = 0,
     ) -> None:
         self.session = session_id
@@ -89,6 +89,8 @@ class Receiver:
 
 # (receiver, event, the state after it, sequence), once memberships have followed it.
 OnEvent = Callable[[Receiver, session.Event, session.State, int], None]
+# (receiver, the sequence that was missed)
+OnHole = Callable[[Receiver, int], None]
 
 
 class Chain:

@@ -253,7 +253,7 @@ class Connection:
 
     def _gone(self, receiver: Receiver, error: HublogError) -> None:
         """The session is not this connection's any more: there is nothing to append."""
-        if receiver is self.receiver or self.receiver is None:
+        if receiver is self.receiver:
             self._reason = None
             self.end(error, None)
         else:  # it was still being taken over: the session that the connection had is nobody else's to close
@@ -320,19 +320,21 @@ class Connection:
         if self.receiver is not None and self.receiver.hub is not None:
             self.context.dispatcher(self.peer.hub).interest.release(self.receiver)
         if self.manager is not None:
-            self._let_go(self.manager, self.session_id, self._reason)
+            self._let_go(self.manager, self.session_id, self._reason, self._rewind)
         self.context.coordinator.move(self, "detached" if self._detaches(self._reason) else "closed")
 
     def _detaches(self, reason: session.Closing | None) -> bool:
         """Whether a session that ends here for this reason goes on waiting; a Close by its client ends any session."""
         return self.resumable and reason not in {None, "client", "superseded"}
 
-    def _let_go(self, manager: Manager, session_id: SessionId, reason: session.Closing | None) -> None:
+    def _let_go(
+        self, manager: Manager, session_id: SessionId, reason: session.Closing | None, rewind: int | None = None
+    ) -> None:
         """The session has ended here: have it appended, by a task that outlives this connection."""
         detach = None
         if reason is not None and self._detaches(reason):
             silent_us = int((time.monotonic() - self.machine.last_received_s) * 1e6)
-            detach = detachment(self.id, reason, self.context.author.now_us() - silent_us, self._rewind)
+            detach = detachment(self.id, reason, self.context.author.now_us() - silent_us, rewind)
         self.context.closings.start(let_go(self.context, manager, session_id, self.id, reason, detach))
 
     def _slow(self) -> None:
@@ -347,9 +349,13 @@ class Connection:
         self._end("slow_consumer")
         self.outbox.abort()
 
-    def _hole(self, sequence: int) -> None:
+    def _hole(self, receiver: Receiver, sequence: int) -> None:
         if self._ended:
             return
-        _log.warning("connection.hole", session_id=self.session_id, sequence=sequence)
-        self._rewind = sequence - 1
-        self.end(Hole("a message can no longer be delivered in order"), "hole", allow_reconnect=True)
+        _log.warning("connection.hole", session_id=receiver.session, sequence=sequence)
+        hole = Hole("a message can no longer be delivered in order")
+        if receiver is self.receiver:
+            self._rewind = sequence - 1
+            self.end(hole, "hole", allow_reconnect=True)
+        else:  # it was still being taken over, so nothing of it was written: it goes on from where its client is
+            self.end(hole, "superseded", allow_reconnect=True)

@@ -48,11 +48,14 @@ class Node:
     async def open(self) -> None:
         session, transport = Author().new_session(), Transport()
         outbox = Outbox(transport, 1 << 20, lambda: pytest.fail("nobody is slow"))
-        receiver = Receiver(session, f"c-{session}", None, outbox, lambda *_: None, self.holes.append)
+        receiver = Receiver(session, f"c-{session}", None, outbox, lambda *_: None, self._hole)
         outbox.uncork(b"0")
         self.transports.append(transport)
         self.dispatcher.interest.expect(self._subjects, receiver)
         await self._mine.sessions.register(NewSession(session, f"c-{session}"))
+
+    def _hole(self, _receiver: Receiver, sequence: int) -> None:
+        self.holes.append(sequence)
 
     async def call(self, number: int) -> None:
         await self._theirs.router.invoke(Call(selector.All(), "say", b"[%d]" % number, actor="system:api"))

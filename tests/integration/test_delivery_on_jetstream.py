@@ -36,8 +36,11 @@ class Local:
         self.transport = Transport()
         self.holes: list[int] = []
         outbox = Outbox(self.transport, 1 << 20, lambda: pytest.fail("nobody is slow"))
-        self.receiver = Receiver(self.id, f"c-{self.id}", None, outbox, lambda *_: None, self.holes.append)
+        self.receiver = Receiver(self.id, f"c-{self.id}", None, outbox, lambda *_: None, self._hole)
         outbox.uncork(b"0")
+
+    def _hole(self, _receiver: Receiver, sequence: int) -> None:
+        self.holes.append(sequence)
 
     @property
     def given(self) -> list[int]:

@@ -100,7 +100,7 @@ async def test_a_crowd_is_read_for_once_and_asks_at_most_twice_for_each_subject(
     async def resumed(at: int) -> None:
         outbox = Outbox(transports[at], context.outbox_bytes_max, lambda: pytest.fail("nobody is slow"))
         outbox.uncork(b"0")
-        receiver = Receiver(SessionId(""), f"c-{at}", None, outbox, lambda *_: None, pytest.fail)
+        receiver = Receiver(SessionId(""), f"c-{at}", None, outbox, lambda *_: None, lambda *_: pytest.fail("a hole"))
         token = resume_token(context, manager, ids[at], None, 1)
         async with context.admission:
             position = str(Position(here.epoch, 0, cursors[at]))

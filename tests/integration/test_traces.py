@@ -71,7 +71,9 @@ async def test_one_trace_spans_command_append_delivery_elsewhere_and_projection(
     try:
         transport = Transport()
         outbox = Outbox(transport, 1 << 20, lambda: pytest.fail("nobody is slow"))
-        receiver = Receiver(Author().new_session(), "c", None, outbox, lambda *_: None, pytest.fail)
+        receiver = Receiver(
+            Author().new_session(), "c", None, outbox, lambda *_: None, lambda *_: pytest.fail("a hole")
+        )
         outbox.uncork(b"0")
         dispatcher.interest.expect(subjects, receiver)
         await session_manager(unique_hub, node_log).sessions.register(NewSession(receiver.session, "c"))

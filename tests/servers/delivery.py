@@ -49,7 +49,7 @@ class Peer:
         if isinstance(event, session.Closed):
             self.world.dispatcher.interest.release(self.receiver)
 
-    def _hole(self, _sequence: int) -> None:
+    def _hole(self, _receiver: Receiver, _sequence: int) -> None:
         self.hole = True
         self.world.dispatcher.interest.release(self.receiver)
 

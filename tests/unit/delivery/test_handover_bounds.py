@@ -39,7 +39,7 @@ class Unread(asyncio.WriteTransport):
         del self.waiting[:count]
 
 
-def _no_hole(sequence: int) -> None:
+def _no_hole(_receiver: Receiver, sequence: int) -> None:
     raise AssertionError(f"nothing was missed at {sequence}")
 
 
@@ -68,7 +68,7 @@ class Away(World):
         for _ in range(count):
             self.calls += store_call(self.log, self.author, selector.Client(ME), None, self.calls + 1)
 
-    def comes_back(self, on_hole: Callable[[int], None] = _no_hole) -> Resumer:
+    def comes_back(self, on_hole: Callable[[Receiver, int], None] = _no_hole) -> Resumer:
         receiver = Receiver(ME, "new", None, self.outbox, lambda *_: None, on_hole)
         gate = Gate(receiver)
         self.dispatcher.interest.expect(SUBJECTS, receiver, 1)
@@ -204,7 +204,7 @@ async def test_a_defect_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch):
         raise ZeroDivisionError
 
     monkeypatch.setattr(world.log, "first_sequence", broken)
-    resumer = world.comes_back(told.append)
+    resumer = world.comes_back(lambda _, sequence: told.append(sequence))
     await world.look(resumer, 50)
     assert told == [2], "it begins again behind its cursor"
     assert not resumer.gate.is_open

@@ -86,7 +86,7 @@ class Client:
             if receiver.live and (state.connection != connection or state.status != "active"):
                 dispatcher.interest.release(receiver)
 
-        def hole(sequence: int) -> None:
+        def hole(_receiver: Receiver, sequence: int) -> None:
             raise AssertionError(f"{connection} was told of a hole at {sequence}, although nothing was dropped")
 
         receiver = Receiver(self.id, connection, self.user, outbox, own, hole)

@@ -1,6 +1,7 @@
 """Clients that are suddenly gone, in every phase: nobody else feels it, and nothing of them stays."""
 
 import asyncio
+import json
 
 import msgspec
 import pytest
@@ -113,6 +114,38 @@ async def test_who_loses_a_session_while_taking_it_over_leaves_none_behind(node:
     await node.empty()
     assert (node.log.sessions()[own].status, node.log.sessions()[own].reason) == ("closed", "superseded")
     assert (node.log.sessions()[subject].status, node.log.sessions()[subject].connection) == ("active", "elsewhere")
+
+
+@pytest.mark.parametrize("missed_by", ["the one taken over", "its own"])
+async def test_a_hole_while_a_session_is_taken_over_concerns_one_of_the_two(node: Node, missed_by: str):
+    async with node.client("?resumable=1") as client:
+        first = (await client.call("hub.session", b"[]"))["result"]
+    subject = SUBJECTS.session(SessionId(first["sessionId"]))
+    await until(lambda: node.log.sessions()[subject].status == "detached", "the detach")
+    async with node.client("?resumable=1") as client:
+        mine = (await client.call("hub.session", b"[]"))["result"]["sessionId"]
+        own = SUBJECTS.session(SessionId(mine))
+        node.log.may_answer.clear()
+        asked = msgspec.json.encode([first["resumeToken"], first["cursor"]])
+        client.send(b'{"type":1,"invocationId":"r","target":"hub.resume","arguments":%s}\x1e' % asked)
+        await until(lambda: node.log.sessions()[subject].status == "active", "the attach")
+        chain = node.dispatcher.interest.hubs[HUB].chains[subject if missed_by == "the one taken over" else own]
+        (receiver,) = chain.members.values()
+        node.dispatcher.hole(receiver, 2)
+        close = json.loads(await client.record(containing=b'{"type":7'))
+        assert close["error"].startswith("hole: ")
+        assert close["allowReconnect"] is True
+        node.log.may_answer.set()
+        await client.end()
+    await node.empty()
+    events = [event for _, event in node.log.events(subject)]
+    assert isinstance(events[-1], session.Detached)
+    assert events[-1].rewind is None, "nothing of it was written here, so nothing need be written again"
+    if missed_by == "its own":
+        state = node.log.sessions()[own]
+        assert (state.status, state.rewind) == ("detached", session.Rewind(1, state.generation))
+    else:
+        assert (node.log.sessions()[own].status, node.log.sessions()[own].reason) == ("closed", "superseded")
 
 
 async def test_who_is_gone_does_not_insist(node: Node):
