@@ -10,16 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
+from service import VERSION
+
 app = typer.Typer(
     name="hublog",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",  # "rich" takes [words in brackets] for marks, and drops them
     help=(
         "Sessions, groups and calls for any SignalR client, with every event on a log that proves it.\n\n"
-        "Start with [bold]hublog up[/bold]: it brings its own NATS and Postgres. Settings are HUBLOG_* variables; "
-        "[bold]hublog settings[/bold] lists them."
+        "Start with `hublog up`: it brings its own NATS and Postgres. Settings are HUBLOG_* variables; "
+        "`hublog settings` lists them."
     ),
 )
 
@@ -33,6 +35,21 @@ def _run(main: Coroutine[Any, Any, Any]) -> Any:
     import uvloop
 
     return uvloop.run(main)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hublog {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the release and exit.")
+    ] = False,
+) -> None:
+    """Options of no command: ``--version`` has been answered by its own callback."""
 
 
 @app.command(rich_help_panel=ONE_MACHINE)

@@ -1,0 +1,49 @@
+"""The command line's own words: all that is written for ``--help`` is shown, whatever marks stand in it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import lab.chaos.cli
+import lab.cli
+from service import VERSION
+from service.cli import app
+
+WIDE = {"COLUMNS": "400", "TERM": "dumb"}
+LABS = {"bench", "chaos"}  # handed on whole to the lab's own command lines
+
+
+def commands(application: typer.Typer) -> Iterator[tuple[typer.Typer, tuple[str, ...], Any]]:
+    root = typer.main.get_command(application)
+    yield application, (), root
+    for name, command in getattr(root, "commands", {}).items():
+        if name not in LABS:
+            yield application, (name,), command
+
+
+EVERY = [
+    pytest.param(*one, id=" ".join([of, *one[1]]))
+    for of, application in (("hublog", app), ("bench", lab.cli.app), ("chaos", lab.chaos.cli.app))
+    for one in commands(application)
+]
+
+
+def words(text: str) -> str:
+    return " ".join(text.replace("`", "").replace("│", " ").split())
+
+
+@pytest.mark.parametrize(("application", "path", "command"), EVERY)
+def test_the_help_of_a_command_shows_all_that_is_written(
+    application: typer.Typer, path: tuple[str, ...], command: Any
+) -> None:
+    shown = CliRunner().invoke(application, [*path, "--help"], env=WIDE)
+    assert shown.exit_code == 0
+    written = [command.help or "", *(getattr(option, "help", None) or "" for option in command.params)]
+    assert [text for text in written if words(text) not in words(shown.output)] == []
+
+
+def test_it_says_its_release() -> None:
+    assert CliRunner().invoke(app, ["--version"]).output == f"hublog {VERSION}\n"
