@@ -14,7 +14,14 @@ from service.settings import OF_CLIENTS, variables
 from service.telemetry.catalogue import CATALOGUE
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+DOCUMENTS = {
+    str(path.relative_to(ROOT)): path
+    for path in (
+        *(ROOT / name for name in ("README.md", "CHANGELOG.md", "client/README.md", "helm/README.md")),
+        *sorted((ROOT / "examples").glob("*/README.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
+    )
+}
 TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 SOURCES = "\n".join(
     path.read_text(encoding="utf-8") for folder in ("service", "projections") for path in (ROOT / folder).rglob("*.py")
@@ -160,7 +167,7 @@ def test_commands_that_are_named_exist(name: str) -> None:
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     text = DOCUMENTS[name].read_text(encoding="utf-8")
     named = re.findall(r"(?:`|^|/|m )(?:hublog|service) ([a-z]+)\b", text, re.MULTILINE)
-    prose = {"is"}  # "hublog is up", "hublog is a session service"
+    prose = {"is", "import"}  # "hublog is a session service", "from hublog import Client"
     assert sorted(set(named) - known - prose) == []
 
 
