@@ -169,6 +169,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "DUPLICATE_WINDOW",
             spelling.whole_seconds(90, DAY_S),
             "How long a repeated idempotency key meets its first call. Costs memory in NATS by rate times window.",
+            shown="`2m`",
         ),
     ] = 120
     session_ttl_s: Annotated[
@@ -177,7 +178,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "SESSION_TTL",
             spelling.seconds(1, 30 * DAY_S),
             "How long a resumable session waits, detached, to be resumed; then it is closed as `expired`.",
-            shown="30m",
+            shown="`30m`",
         ),
     ] = 1800.0
     nats_grace_s: Annotated[
@@ -186,6 +187,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "NATS_GRACE",
             spelling.seconds(1, 3600),
             "How long a gateway that lost NATS keeps its connections before it sends them to other nodes.",
+            shown="`30s`",
         ),
     ] = 30.0
     canary_every_s: Annotated[
@@ -195,17 +197,26 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             spelling.seconds(0, 3600),
             "How often a gateway sends an event the whole way, to the log, back and into the read models, and measures "
             "it; 0 for never.",
+            shown="`1m`",
         ),
     ] = 60.0
     stale_after_s: Annotated[
         float,
         Variable(
-            "STALE_AFTER", spelling.seconds(1, DAY_S), "How old the read models may be before the API is not ready."
+            "STALE_AFTER",
+            spelling.seconds(1, DAY_S),
+            "How old the read models may be before the API is not ready.",
+            shown="`60s`",
         ),
     ] = 60.0
     message_bytes_max: Annotated[
         int,
-        Variable("MESSAGE_BYTES_MAX", spelling.size(1024, 512 * 1024), "The largest message that a client may send."),
+        Variable(
+            "MESSAGE_BYTES_MAX",
+            spelling.size(1024, 512 * 1024),
+            "The largest message that a client may send.",
+            shown="`32KiB`",
+        ),
     ] = 32_768
     outbox_bytes_max: Annotated[
         int,
@@ -217,25 +228,45 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 1024 * 1024
     outbox_age_s: Annotated[
-        float, Variable("OUTBOX_AGE", spelling.seconds(1, 3600), "How long a message may wait for one slow client.")
+        float,
+        Variable(
+            "OUTBOX_AGE", spelling.seconds(1, 3600), "How long a message may wait for one slow client.", shown="`30s`"
+        ),
     ] = 30.0
     ping_interval_s: Annotated[
         float,
         Variable(
-            "PING_INTERVAL", spelling.seconds(0.1, 3600), "Pings go to a client after this long without a message."
+            "PING_INTERVAL",
+            spelling.seconds(0.1, 3600),
+            "Pings go to a client after this long without a message.",
+            shown="`15s`",
         ),
     ] = 15.0
     client_timeout_s: Annotated[
-        float, Variable("CLIENT_TIMEOUT", spelling.seconds(0.2, 3600), "A client that was silent this long is dropped.")
+        float,
+        Variable(
+            "CLIENT_TIMEOUT",
+            spelling.seconds(0.2, 3600),
+            "A client that was silent this long is dropped.",
+            shown="`30s`",
+        ),
     ] = 30.0
     handshake_timeout_s: Annotated[
         float,
-        Variable("HANDSHAKE_TIMEOUT", spelling.seconds(0.1, 3600), "How long a new connection may take to say hello."),
+        Variable(
+            "HANDSHAKE_TIMEOUT",
+            spelling.seconds(0.1, 3600),
+            "How long a new connection may take to say hello.",
+            shown="`15s`",
+        ),
     ] = 15.0
     drain_s: Annotated[
         float,
         Variable(
-            "DRAIN", spelling.seconds(0, 3600), "How long a process that was told to stop takes leave of its clients."
+            "DRAIN",
+            spelling.seconds(0, 3600),
+            "How long a process that was told to stop takes leave of its clients.",
+            shown="`10s`",
         ),
     ] = 10.0
     allowed_origins: Annotated[

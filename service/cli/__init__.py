@@ -235,20 +235,18 @@ def settings(
     markdown: Annotated[bool, typer.Option("--markdown", help="As the tables of docs/configuration.md.")] = False,
 ) -> None:
     """List every setting with its default and meaning."""
-    from service.settings import defaults, variables
+    from service.cli import configuration
 
     if markdown:
-        from service.cli import configuration
-
         typer.echo(configuration.markdown(), nl=False)
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table("variable", "default", "meaning", show_lines=True)
-    for field, variable in variables().items():
-        table.add_row(variable.name, *_plain(variable.default_shown(defaults()[field]), variable.doc))
-    Console().print(table)
+    from service.cli import terminal
+
+    console = Console()
+    for table in terminal.settings():
+        console.print(table)
 
 
 @app.command(rich_help_panel=TOOLS)
@@ -256,23 +254,16 @@ def metrics(
     markdown: Annotated[bool, typer.Option("--markdown", help="As the table of docs/metrics.md.")] = False,
 ) -> None:
     """List every metric of every process with its labels and meaning."""
-    from service.telemetry.catalogue import CATALOGUE, labels_shown, markdown_table
+    from service.telemetry.catalogue import markdown_table
 
     if markdown:
         typer.echo(markdown_table(), nl=False)
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table("metric", "kind", "of", "labels", "meaning", show_lines=True)
-    for one in CATALOGUE:
-        table.add_row(one.name, one.kind, ", ".join(one.roles), *_plain(labels_shown(one), one.meaning))
-    Console().print(table)
+    from service.cli import terminal
 
-
-def _plain(*texts: str) -> list[str]:
-    """Markdown without its marks."""
-    return [text.replace("`", "") for text in texts]
+    Console().print(terminal.metrics())
 
 
 @app.command(

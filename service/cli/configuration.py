@@ -143,7 +143,7 @@ def _section(group: Group) -> str:
         variable = known[field]
         cells = (
             f"`{variable.name}`",
-            _takes(variable.expectation),
+            takes(variable.expectation).replace("|", "\\|"),
             variable.default_shown(plain[field]),
             ", ".join(f"**{role}**" if field in required_by(role) else role for role in readers),
             variable.doc,
@@ -152,7 +152,7 @@ def _section(group: Group) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _takes(expectation: str) -> str:
+def takes(expectation: str) -> str:
     """What a parser expects, short enough for a table."""
     if found := _TIME.fullmatch(expectation):
         return f"time, {found[2]} to {found[3]}"
@@ -160,7 +160,7 @@ def _takes(expectation: str) -> str:
         return f"size, {_size(int(found[1]))} to {_size(int(found[2]))}"
     if found := _WHOLE.fullmatch(expectation):
         return f"number, {found[1]} to {found[2]}"
-    return expectation.replace("|", "\\|")
+    return expectation
 
 
 def _size(size: int) -> str:

@@ -11,7 +11,10 @@ import lab.chaos.cli
 import lab.cli
 from service import VERSION
 from service.cli import app
+from service.settings import variables
+from service.telemetry.catalogue import CATALOGUE
 
+NARROW = {"COLUMNS": "80", "TERM": "dumb"}
 WIDE = {"COLUMNS": "400", "TERM": "dumb"}
 LABS = {"bench", "chaos"}  # handed on whole to the lab's own command lines
 
@@ -47,3 +50,12 @@ def test_the_help_of_a_command_shows_all_that_is_written(
 
 def test_it_says_its_release() -> None:
     assert CliRunner().invoke(app, ["--version"]).output == f"hublog {VERSION}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [("settings", [one.name for one in variables().values()]), ("metrics", [one.name for one in CATALOGUE])],
+)
+def test_no_name_is_cut_on_a_narrow_terminal(command: str, names: list[str]) -> None:
+    shown = CliRunner().invoke(app, [command], env=NARROW).output
+    assert [name for name in names if f"│ {name} " not in shown] == []

@@ -1,6 +1,7 @@
 """docs/configuration.md is made from the code, and names as readers of a setting the processes that do read it."""
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -43,6 +44,14 @@ def test_a_parser_says_what_it_takes() -> None:
     said = {field: variable.expectation for field, variable in variables().items()}
     paths = {field for field, default in defaults().items() if isinstance(default, Path) or field.endswith("_bin")}
     assert {field for field, words in said.items() if words == "a path"} == paths | {"jwt_key_file"}
+
+
+def test_a_default_that_is_shown_as_a_value_is_the_default() -> None:
+    plain = defaults()
+    shown = {field: re.fullmatch("`([^`<>]+)`", one.default_shown(plain[field])) for field, one in variables().items()}
+    values = {field: variables()[field].parse(found[1]) for field, found in shown.items() if found is not None}
+    assert len(values) > 20
+    assert values == {field: plain[field] for field in values}
 
 
 @pytest.mark.parametrize("role", ROOTS)
