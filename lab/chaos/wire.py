@@ -132,15 +132,34 @@ class Wire:
 
         A resume that is refused leaves the connection's own session, which :meth:`greet` then asks for.
         """
+        target, arguments, cursor = "hub.session", b"[]", None
         if resume is not None:
             session, token, cursor = resume
             self.history.add(Resume(t=self.history.now, conn=self.conn, session=session, cursor=cursor))
-            answer = await self._ask("hub.resume", _encode([token, cursor]))
-            if answer is not None and answer.error is None:
-                self.cursor = cursor
-        else:
-            answer = await self._ask("hub.session", b"[]")
-        if answer is None or answer.error is not None:
+            target, arguments = "hub.resume", _encode([token, cursor])
+        if self._client is None or self.ended.is_set():
+            return None
+        greeted: asyncio.Future[Greeting | None] = asyncio.get_running_loop().create_future()
+
+        def on_answer(answer: Answer) -> None:
+            # At once: what stands behind the answer in the same bytes is recorded behind it.
+            if not greeted.done():
+                greeted.set_result(self._greeted(answer, cursor))
+
+        over = asyncio.ensure_future(self.ended.wait())
+        try:
+            self._client.call_with(on_answer, target, arguments)
+            await asyncio.wait((greeted, over), timeout=CALL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        except NotOpened:
+            return None
+        finally:
+            over.cancel()
+            greeted.cancel()
+        return None if greeted.cancelled() else greeted.result()
+
+    def _greeted(self, answer: Answer, resumed_from: str | None) -> Greeting | None:
+        """The answer of ``hub.session``, or of ``hub.resume`` with a cursor."""
+        if answer.error is not None:
             return None
         greeting = msgspec.json.decode(answer.result, type=Greeting)
         self.session, self.token = greeting.session_id, greeting.resume_token
@@ -156,8 +175,10 @@ class Wire:
                 groups=greeting.groups,
             )
         )
+        if resumed_from is not None:
+            self.cursor = resumed_from
         if self.resumable and (
-            not greeting.resumed or (resume is None and sequence_of(greeting.cursor) > sequence_of(self.cursor))
+            not greeting.resumed or (resumed_from is None and sequence_of(greeting.cursor) > sequence_of(self.cursor))
         ):
             self.cursor = greeting.cursor
         return greeting
@@ -227,26 +248,6 @@ class Wire:
             self.history.add(Unknown(t=self.history.now, call=pending.call, why=why))
             if pending.invoke is not None:
                 self.lost_calls.append(pending.invoke)
-
-    async def _ask(self, target: str, arguments: bytes) -> Answer | None:
-        """None where the connection ends, or time does, before the answer."""
-        if self._client is None or self.ended.is_set():
-            return None
-        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-
-        def on_answer(answer: Answer) -> None:
-            if not answered.done():
-                answered.set_result(answer)
-
-        over = asyncio.ensure_future(self.ended.wait())
-        try:
-            self._client.call_with(on_answer, target, arguments)
-            await asyncio.wait((answered, over), timeout=CALL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
-        except NotOpened:
-            return None
-        finally:
-            over.cancel()
-        return answered.result() if answered.done() else None
 
     # -------------------------------------------------------------------------------------------- what comes
 
