@@ -68,10 +68,10 @@ GROUPS: tuple[Group, ...] = (
         "The same for every process of an install: each compares them with the streams when it starts, and refuses to "
         "go on when they differ (`log_drifted`). To change one, run `hublog migrate` with the new value, then restart.",
         {
-            "partitions": (*ON_THE_LOG, "tail"),
-            "nats_replicas": ("up", *ON_THE_LOG, "tail"),
-            "max_age_s": (*ON_THE_LOG, "tail"),
-            "duplicate_window_s": (*ON_THE_LOG, "tail"),
+            "partitions": ON_THE_LOG,
+            "nats_replicas": ("up", *ON_THE_LOG),
+            "max_age_s": ON_THE_LOG,
+            "duplicate_window_s": ON_THE_LOG,
         },
     ),
     Group(

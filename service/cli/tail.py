@@ -8,6 +8,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from heapq import merge
+from operator import itemgetter
 from pathlib import Path
 
 import msgspec
@@ -18,8 +20,7 @@ from events import codec, invocation, node, session, subjects
 from events.envelope import Envelope, Recorded
 from events.errors import EpochMismatch, HublogError, InvalidPosition, Misconfigured
 from events.ids import Position, parse_hub, parse_position
-from service.log.jetstream import JetStreamLog
-from service.process.parts import the_log
+from service.log.jetstream import JetStreamLog, log_as_it_is
 from service.settings import Settings
 from service.spelling import Secret
 from service.up.board import read_processes, shown
@@ -28,6 +29,8 @@ LOOK_BACK_MAX = 100_000  # events of a partition, some seconds of reading: so fa
 TEXT_CHARS_MAX = 120
 SILENT_S = 1.0  # a connection that takes longer is spoken of
 ZERO_WIDTH_JOINER = "\u200d"  # holds emoji together, and is not printable to Python
+Render = Callable[[int, Recorded], Text | str | None]
+
 COLOURS = {"session": "cyan", "invocation": "green", "node": "magenta", "room": "blue"}
 
 
@@ -82,50 +85,64 @@ async def follow(
         starts = await _starts(log, after, lines if chosen == Filter() else max(lines, LOOK_BACK_MAX))
         ends = {number: await log.last_sequence(number) for number in starts}
 
-        def tell(waiting: deque[Text | str]) -> None:
-            while waiting:
-                console.print(waiting.popleft(), markup=False)
+        def render(number: int, recorded: Recorded) -> Text | str | None:
+            return _render(log, number, recorded, chosen, _json_line if as_json else _line)
 
         async def show(number: int) -> None:
             """One partition in its order; several are shown as they come."""
-            end = ends[number]
-            past: deque[Text | str] = deque(maxlen=lines)  # of what was there before only the newest are asked for
-            if starts[number] >= end and once:
+            if once and starts[number] >= ends[number]:
                 return
             async for batch in log.follow(number, starts[number]):
                 for recorded in batch:
-                    if recorded.sequence > end:
-                        tell(past)
-                        if once:
-                            return
-                    line = _render(log, number, recorded, chosen, _json_line if as_json else _line)
-                    if line is not None and after is None and recorded.sequence <= end:
-                        past.append(line)
-                    elif line is not None:
-                        console.print(line, markup=False)
-                if batch and batch[-1].sequence >= end:
-                    tell(past)
-                    if once:
+                    if once and recorded.sequence > ends[number]:
                         return
+                    line = render(number, recorded)
+                    if line is not None:
+                        console.print(line, markup=False)
+                if once and batch and batch[-1].sequence >= ends[number]:
+                    return
 
+        if after is None:
+            past = await asyncio.gather(
+                *(_past(log, number, starts[number], ends[number], lines, render) for number in starts)
+            )
+            # Each partition in its order, all of them by the broker's time: the newest of the log, not of each.
+            for _, line in deque(merge(*past, key=itemgetter(0)), maxlen=lines):
+                console.print(line, markup=False)
+            starts = ends
         async with asyncio.TaskGroup() as partitions:
             for number in starts:
                 partitions.create_task(show(number))
 
 
+async def _past(
+    log: JetStreamLog, number: int, after: int, end: int, lines: int, render: Render
+) -> deque[tuple[int, Text | str]]:
+    """Of what was there before, the newest of one partition that are wanted, each with the broker's time."""
+    found: deque[tuple[int, Text | str]] = deque(maxlen=lines)
+    async for recorded in log.read(f"ev.{number}.>", after + 1, end):
+        line = render(number, recorded)
+        if line is not None:
+            found.append((recorded.stored_at_us, line))
+    return found
+
+
 @asynccontextmanager
 async def _connected(settings: Settings) -> AsyncIterator[JetStreamLog]:
-    """The log; while it is long in coming, a person is told what is waited for."""
+    """The log, however it was made; while it is long in coming, a person is told what is waited for."""
     assert settings.nats_url is not None
-    waited_for = f"connecting to NATS at {shown(settings.nats_url.reveal())}"
+    url = settings.nats_url.reveal()
     told = Console(stderr=True, soft_wrap=True, highlight=False)
+    waited_for = f"connecting to NATS at {shown(url)}"
     speaking = asyncio.get_running_loop().call_later(SILENT_S, lambda: told.print(waited_for, markup=False))
     try:
-        async with the_log(settings, "hublog tail") as log:
-            speaking.cancel()
-            yield log
+        log = await log_as_it_is(url, name="hublog tail")
     finally:
         speaking.cancel()
+    try:
+        yield log
+    finally:
+        await log.close()
 
 
 def _settings(data_dir: Path | None) -> Settings:

@@ -79,6 +79,14 @@ async def test_migrate_makes_what_verify_wants_and_keeps_the_epoch(clean_nats: N
     assert log.partitions == 3
 
 
+async def test_several_migrations_at_once_make_one_log(clean_nats: NatsServer, open_log: Any) -> None:
+    """As when a job of Kubernetes is started twice, or two who install it do not know of each other."""
+    migrating = [migrate_log(clean_nats.url, random=bytes([number] * 3), partitions=8) for number in range(4)]
+    (epoch,) = set(await asyncio.gather(*migrating))
+    log: JetStreamLog = await open_log(partitions=8)
+    assert log.epoch == epoch
+
+
 async def test_nothing_is_made_by_opening(clean_nats: NatsServer, admin: Admin, open_log: Any) -> None:
     with pytest.raises(LogMissing, match="EV_0, KV_hublog_leases"):
         await open_log()

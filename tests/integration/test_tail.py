@@ -13,7 +13,7 @@ import pytest
 
 from events import invocation, session, subjects
 from events.ids import HubName
-from events.selector import Group
+from events.selector import All, Group
 from service.cli.tail import Filter, follow
 from service.log.author import Author
 from service.log.jetstream import jetstream_log, migrate_log
@@ -127,6 +127,21 @@ def test_the_lines_asked_for_are_the_last_that_fit(
     told: NatsServer, tmp_path: Path, options: tuple[str, ...], expected: list[str]
 ) -> None:
     assert shown(tail("--json", *options, url=told.url, cwd=tmp_path).stdout) == expected
+
+
+async def test_the_newest_of_all_partitions_are_shown_in_the_order_of_their_times(
+    clean_nats: NatsServer, tmp_path: Path
+) -> None:
+    """And the log says itself how it was made: whoever looks at it need not know."""
+    await migrate_log(clean_nats.url, random=b"abc", partitions=3, max_age_s=3600)
+    log = await jetstream_log(clean_nats.url, name="test", partitions=3, max_age_s=3600)
+    call = invocation.Requested(target="say", selector=All())
+    for hub in ("h0", "h1", "h0", "h1", "h3", "h1"):
+        await log.publish(subjects.HubSubjects(HubName(hub), 3).all(), Author().write(call, actor="system:api"))
+    await log.close()
+    ran = await asyncio.to_thread(tail, "-n", "4", url=clean_nats.url, cwd=tmp_path)
+    assert [line.split()[2] for line in ran.stdout.splitlines()] == ["h0", "h1", "h3", "h1"], ran.stderr
+    assert len({line.split("-")[0] for line in ran.stdout.splitlines()}) == 3
 
 
 def test_more_lines_than_can_be_counted_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The event log on NATS JetStream: one connection, and everything that is said over it.
 
-:func:`jetstream_log` is the way in for a process; :func:`migrate_log` the one for ``hublog migrate``.
+:func:`jetstream_log` is the way in for a process, :func:`log_as_it_is` for who only looks, and :func:`migrate_log` the
+one for ``hublog migrate``.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -19,7 +20,7 @@ from service.log.port import Done, OnDoubt, OnMessage, Stored
 from service.log.tally import Tally
 from service.telemetry.tracing import OFF, Tracing
 
-__all__ = ["JetStreamLog", "StreamSize", "jetstream_log", "migrate_log"]
+__all__ = ["JetStreamLog", "StreamSize", "jetstream_log", "log_as_it_is", "migrate_log"]
 
 CLOSE_DEADLINE_S = 5.0
 PROBE_TIMEOUT_S = 1.0
@@ -176,15 +177,25 @@ async def jetstream_log(
     Raises: LogUnavailable (no connection by the deadline), LogMissing, LogDrifted.
     """
     shape = streams.Shape(partitions, max_age_s, duplicate_window_s, replicas)
+    return await _open(url, name, shape, deadline_s, tracing)
+
+
+async def log_as_it_is(url: str, *, name: str, deadline_s: float = 10.0) -> JetStreamLog:
+    """As :func:`jetstream_log`, whatever its operator has decided. Raises: the same."""
+    return await _open(url, name, None, deadline_s, OFF)
+
+
+async def _open(url: str, name: str, wanted: streams.Shape | None, deadline_s: float, tracing: Tracing) -> JetStreamLog:
     client = await connect(url, name=name, deadline_s=deadline_s)
     try:
         replies = Replies(client)
+        shape = wanted or await streams.shape_of(replies)
         epoch = await streams.verify(
             replies,
-            partitions=partitions,
-            max_age_s=max_age_s,
-            duplicate_window_s=duplicate_window_s,
-            replicas=replicas,
+            partitions=shape.partitions,
+            max_age_s=shape.max_age_s,
+            duplicate_window_s=shape.duplicate_window_s,
+            replicas=shape.replicas,
         )
     except BaseException:
         await client.close()

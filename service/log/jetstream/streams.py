@@ -35,6 +35,7 @@ STORE_TIMEOUT_S = 3.0
 STORE_AGAIN_S = 0.1
 _NO_STORE = 10049
 _NO_CLUSTER, _NO_PEERS = 10074, 10005  # what JetStream says to more replicas than it can keep
+_NAME_TAKEN = 10058
 
 # What may change under a living log. Everything else means another log, or a promise taken back.
 MENDABLE = {"max_age", "duplicate_window", "num_replicas", "deny_delete", "deny_purge", "metadata.hublog.version"}
@@ -129,6 +130,10 @@ def differences(wanted: Definition, found: Mapping[str, Any]) -> dict[str, tuple
     return wrong
 
 
+class _MadeMeanwhile(Exception):
+    """Another migration was quicker with a stream, and made it otherwise: of another epoch, if the log is new."""
+
+
 class _Answer(msgspec.Struct, frozen=True):
     config: dict[str, Any] | None = None
     error: ApiError | None = None
@@ -160,6 +165,8 @@ async def _put(replies: Replies, verb: str, definition: Definition) -> None:
         await asyncio.sleep(STORE_AGAIN_S)
     if answer.error is not None:
         problem = f"{answer.error.err_code} {answer.error.description}"
+        if answer.error.err_code == _NAME_TAKEN:
+            raise _MadeMeanwhile(problem)
         if answer.error.err_code == _NO_STORE:
             raise LogUnavailable(f"NATS cannot make a store for {definition['name']} on its disk: {problem}")
         if answer.error.err_code in {_NO_CLUSTER, _NO_PEERS}:
@@ -198,10 +205,23 @@ async def migrate(
 ) -> Epoch:
     """Create what is missing, change what may change. ``random`` (3 bytes) names the epoch of a log that is new.
 
+    Several at once make one log: who is later finds what the first has made.
+
     Raises: LogDrifted (naming every difference that may not change; nothing was changed then), Misconfigured (more
     replicas than NATS can keep), LogUnavailable.
     """
     shape = Shape(partitions, max_age_s, duplicate_window_s, replicas)
+    for _ in range(partitions + 1):  # each stream can come from somebody else once
+        try:
+            return await _migrate(replies, shape, random)
+        except _MadeMeanwhile as exc:
+            refused = exc
+    raise LogDrifted(f"JetStream does not tell of a stream that it says is there: {refused}")
+
+
+async def _migrate(replies: Replies, shape: Shape, random: bytes) -> Epoch:
+    """Raises, beside what :func:`migrate` does: _MadeMeanwhile."""
+    partitions = shape.partitions
     configs = {stream(number): await _found(replies, stream(number)) for number in range(partitions)}
     if await _found(replies, stream(partitions)) is not None:
         raise LogDrifted(
@@ -223,6 +243,17 @@ async def migrate(
         elif wrong[definition["name"]]:
             await _put(replies, "UPDATE", config | definition)
     return life
+
+
+async def shape_of(replies: Replies) -> Shape:
+    """What its operator has decided, as its first stream tells. Raises: LogMissing, LogDrifted, LogUnavailable."""
+    found = await _found(replies, stream(0))
+    if found is None:
+        raise LogMissing(f"missing in JetStream: {stream(0)}")
+    partitions = (found.get("metadata") or {}).get("hublog.partitions", "")
+    if not partitions.isdecimal():
+        raise LogDrifted(f"{stream(0)} does not say how many partitions the log has")
+    return Shape(int(partitions), found["max_age"] // _NS, found["duplicate_window"] // _NS, found["num_replicas"])
 
 
 async def verify(replies: Replies, *, partitions: int, max_age_s: int, duplicate_window_s: int, replicas: int) -> Epoch:
