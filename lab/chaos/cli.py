@@ -137,6 +137,8 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Judge the evidence of an earlier run again, without running anything."""
+    if not (folder / "history.jsonl").is_file():
+        raise typer.BadParameter(f"{folder} has no history.jsonl, which a run leaves", param_hint="folder")
     try:
         verdict = run.judge(folder)
     except (OSError, msgspec.DecodeError) as exc:

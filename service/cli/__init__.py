@@ -4,6 +4,7 @@ Owns the words of ``--help``. It refuses to do anything itself: roots live in ``
 """
 
 import importlib
+import re
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any
@@ -197,12 +198,29 @@ def token(
     typer.echo(minted(user=user, hubs=hub, scopes=scope, ttl=ttl, meta=meta))
 
 
+def _address(text: str) -> str:
+    """A URL to which paths are added."""
+    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", text):
+        raise typer.BadParameter(f"{text!r} is not an address such as http://127.0.0.1:8000")
+    return text
+
+
+def _addresses(texts: list[str]) -> list[str]:
+    return [_address(text) for text in texts]
+
+
 @app.command(rich_help_panel=TOOLS)
 def probe(
     gateway: Annotated[
-        list[str], typer.Option(help="Where clients connect; given twice, the session resumes on the second.")
+        list[str],
+        typer.Option(
+            callback=_addresses,
+            help="Where clients connect, e.g. http://127.0.0.1:8000; given twice, the session resumes on the second.",
+        ),
     ],
-    api: Annotated[str, typer.Option(help="Where the API is.")],
+    api: Annotated[
+        str, typer.Option(callback=_address, help="Where the API is, e.g. http://127.0.0.1:8100, without /v1.")
+    ],
     hub: Annotated[str, typer.Option(help="The hub to do it in.")] = "probe",
     token: Annotated[
         str | None,

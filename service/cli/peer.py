@@ -16,10 +16,28 @@ SEPARATOR = "\x1e"
 HANDSHAKE = '{"protocol":"json","version":1}' + SEPARATOR
 CLOSE = '{"type":7}' + SEPARATOR
 INVOCATION, COMPLETION, PING_TYPE, CLOSE_TYPE = 1, 3, 6, 7
+TEXT_CHARS_MAX = 200
 
 
 class Broken(Exception):
     """What the other side did instead of what a SignalR server does, in words."""
+
+
+class _Problem(msgspec.Struct):
+    """What is for people of a problem document."""
+
+    code: str
+    detail: str
+    hint: str
+
+
+def said(body: str) -> str:
+    """A refusal in one line: what a problem document says, or the beginning of whatever else answered."""
+    try:
+        problem = msgspec.json.decode(body, type=_Problem)
+    except msgspec.DecodeError:
+        return body[:TEXT_CHARS_MAX]
+    return f"{problem.code}: {problem.detail}. {problem.hint}"
 
 
 class Peer:
@@ -43,7 +61,7 @@ class Peer:
             f"{url}/negotiate?{urlencode({'negotiateVersion': 1, **query})}", headers=headers
         ) as answer:
             if answer.status != 200:
-                raise Broken(f"negotiate answered {answer.status}: {(await answer.text())[:200]}")
+                raise Broken(f"negotiate answered {answer.status}: {said(await answer.text())}")
             offer = await answer.json()
         if "error" in offer:
             raise Broken(f"negotiate answered {offer['error']}")

@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from service.cli.peer import Broken, Peer
+from service.cli.peer import Broken, Peer, said
 
 RETRY_S = 0.2
 NOT_YET = frozenset({404, 409})
@@ -76,16 +76,16 @@ class Probe:
         self._told(step)
 
     async def _all(self, http: aiohttp.ClientSession) -> None:
-        group, said = f"probe-{secrets.token_hex(4)}", [secrets.token_hex(8) for _ in range(2)]
+        group, words = f"probe-{secrets.token_hex(4)}", [secrets.token_hex(8) for _ in range(2)]
         peer, session = await self._connect(http)
         async with peer:
             async with self._doing("join") as found:
                 found.append(f"group {group} at {(await peer.call('hub.join', group))['position']}")
             async with self._doing("send") as found:
                 selector = {"to": "group", "group": group}
-                sent = await peer.call("hub.invoke", selector, "probe", [said[0]])
+                sent = await peer.call("hub.invoke", selector, "probe", [words[0]])
                 await peer.wait_for(1)
-                cursor = _only(peer, said[0])
+                cursor = _only(peer, words[0])
                 _must(cursor == sent["position"], f"sent at {sent['position']}, received at {cursor}")
                 found.append(f"received at {cursor}")
             peer.cut()
@@ -96,11 +96,11 @@ class Probe:
                 {
                     "selector": {"to": "client", "session": session["sessionId"]},
                     "target": "probe",
-                    "arguments": [said[1]],
+                    "arguments": [words[1]],
                 },
             )
             found.append(f"{missed['outcome']} at {missed['position']}")
-        peer = await self._resume(http, session, cursor, said[1])
+        peer = await self._resume(http, session, cursor, words[1])
         async with peer:
             await self._ask(http, session["sessionId"], group, missed)
             async with self._doing("leave") as found:
@@ -153,13 +153,13 @@ class Probe:
                     if right(body):
                         return body
                 elif answer.status not in NOT_YET:
-                    raise Broken(f"GET {path} answered {answer.status}: {(await answer.text())[:200]}")
+                    raise Broken(f"GET {path} answered {answer.status}: {said(await answer.text())}")
             await asyncio.sleep(RETRY_S)
 
     async def _post(self, http: aiohttp.ClientSession, path: str, body: Any) -> Any:
         async with http.post(self._url(path), json=body, headers=self._headers()) as answer:
             if answer.status != 200:
-                raise Broken(f"POST {path} answered {answer.status}: {(await answer.text())[:200]}")
+                raise Broken(f"POST {path} answered {answer.status}: {said(await answer.text())}")
             return await answer.json()
 
     def _url(self, path: str) -> str:
@@ -169,11 +169,11 @@ class Probe:
         return {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
 
 
-def _only(peer: Peer, said: str) -> str:
+def _only(peer: Peer, word: str) -> str:
     """The position of the one message that came. Raises: Broken if it is not that one."""
     _must(len(peer.received) == 1, f"received {len(peer.received)} messages instead of one")
     target, arguments = peer.received[0]
-    _must(target == "probe" and arguments[:1] == [said] and len(arguments) == 2, f"received {target}{arguments}")
+    _must(target == "probe" and arguments[:1] == [word] and len(arguments) == 2, f"received {target}{arguments}")
     position: str = arguments[1]
     return position
 

@@ -173,6 +173,8 @@ async def _starts(log: JetStreamLog, after: str | None, lines: int) -> dict[int,
     starts = {}
     for number in range(log.partitions):
         last = await log.last_sequence(number)
+        if start is not None and start.partition == number and start.sequence > last:
+            raise InvalidPosition(f"{after} is ahead of the log, which ends at {Position(log.epoch, number, last)}")
         if start is None:
             starts[number] = max(await log.first_sequence(number) - 1, last - lines)
         else:

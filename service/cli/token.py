@@ -22,7 +22,9 @@ def minted(*, user: str | None, hubs: Sequence[str], scopes: Sequence[str], ttl:
         raise typer.BadParameter("without --user and without --scope it would be good for nothing")
     for scope in scopes:
         if scope not in SCOPES:
-            raise typer.BadParameter(f"{scope!r} is none of {', '.join(SCOPES)}", param_hint="--scope")
+            raise typer.BadParameter(
+                f"{scope!r} is neither {' nor '.join(SCOPES)}; repeat --scope for both", param_hint="--scope"
+            )
     try:
         ttl_s = whole_seconds(ttl, TTL_MIN_S, TOKEN_TTL_MAX_S)
     except ValueError as exc:

@@ -188,6 +188,9 @@ def test_a_position_is_where_it_starts_and_that_of_another_epoch_is_refused(told
     refused = tail("--after", f"{epoch}.1-3", url=told.url, cwd=tmp_path)
     assert refused.returncode == 2
     assert "is of partition 1" in refused.stderr
+    refused = tail("--after", f"{epoch}.0-5", url=told.url, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert f"{epoch}.0-5 is ahead of the log, which ends at {epoch}.0-4" in refused.stderr
 
 
 def test_it_finds_the_nats_of_the_up_that_runs_here_or_says_what_to_do(told: NatsServer, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line's own words: all that is written for ``--help`` is shown, whatever marks stand in it."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import lab.chaos.cli
 import lab.cli
 from service import VERSION
 from service.cli import app
+from service.cli.peer import said
 from service.settings import variables
 from service.telemetry.catalogue import CATALOGUE
 
@@ -59,3 +61,25 @@ def test_it_says_its_release() -> None:
 def test_no_name_is_cut_on_a_narrow_terminal(command: str, names: list[str]) -> None:
     shown = CliRunner().invoke(app, [command], env=NARROW).output
     assert [name for name in names if f"│ {name} " not in shown] == []
+
+
+@pytest.mark.parametrize("wrong", ["127.0.0.1:8000", "ftp://127.0.0.1", "http://", "http://127.0.0.1:8000/?user=ann"])
+@pytest.mark.parametrize("option", ["--gateway", "--api"])
+def test_the_probe_asks_for_addresses(option: str, wrong: str) -> None:
+    right = {"--gateway": "http://127.0.0.1:1", "--api": "http://127.0.0.1:1"}
+    options = [part for pair in {**right, option: wrong}.items() for part in pair]
+    refused = CliRunner().invoke(app, ["probe", *options], env=WIDE)
+    assert refused.exit_code == 2
+    assert f"Invalid value for '{option}': {wrong!r} is not an address such as" in refused.output
+
+
+def test_the_probe_says_a_refusal_in_its_own_words() -> None:
+    document = '{"title":"Hub forbidden","status":403,"detail":"not this one","code":"hub_forbidden","hint":"Another."}'
+    assert said(document) == "hub_forbidden: not this one. Another."
+    assert said("<html>" + "x" * 300) == "<html>" + "x" * 194
+
+
+def test_a_folder_without_a_history_is_not_judged(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(lab.chaos.cli.app, ["check", str(tmp_path)], env=WIDE)
+    assert refused.exit_code == 2
+    assert "has no history.jsonl" in refused.output
