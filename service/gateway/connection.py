@@ -202,6 +202,7 @@ class Connection:
 
         Raises: BadToken, Refused (and nothing has changed), Unavailable.
         """
+        self.manager = self.manager or manager  # it learns what happens to the session from the first event on
         receiver = self.new_receiver(SessionId(""), None)
         taken = await take_over(self.context, manager, receiver, token, cursor, self.peer.user, self.here)
         if self._ended:  # meanwhile; what was taken over must wait for its client again
@@ -257,6 +258,8 @@ class Connection:
             self._reason = None
             self.end(error, None)
         else:  # it was still being taken over: the session that the connection had is nobody else's to close
+            if self.manager is not None:
+                self.manager.local.forget(receiver.session)
             self.end(error, "superseded")
 
     # ---------------------------------------------------------------- the end
@@ -319,7 +322,7 @@ class Connection:
         self._wire.close()
         if self.receiver is not None and self.receiver.hub is not None:
             self.context.dispatcher(self.peer.hub).interest.release(self.receiver)
-        if self.manager is not None:
+        if self.manager is not None and self.session_id:
             self._let_go(self.manager, self.session_id, self._reason, self._rewind)
         self.context.coordinator.move(self, "detached" if self._detaches(self._reason) else "closed")
 

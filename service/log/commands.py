@@ -106,8 +106,8 @@ class CommandRunner(Generic[State, Command]):
 
         ``hint`` gives a state that may be stale: it saves a read, and whatever it refuses or calls done is checked
         on the leader before it is believed. With ``insist`` a command is repeated until the log answers; cancel it to
-        give up, or let it not be ``wanted`` any more: then what stopped it is raised, and it may be stored. All
-        repeats share one budget: beyond it a command ends as Conflict, and one that insists waits.
+        give up, or let it not be ``wanted`` any more: then what stopped it is raised, OutcomeUnknown if any attempt may
+        be stored. All repeats share one budget: beyond it a command ends as Conflict, and one that insists waits.
 
         Raises: Refused (and its kin, from decide), Conflict (others were quicker for 2 s, or very many repeat at once),
         Unavailable, OutcomeUnknown.
@@ -115,6 +115,7 @@ class CommandRunner(Generic[State, Command]):
         async with self._alone(subject):
             known = hint() if hint is not None else None
             deadline_s = time.monotonic() + CONFLICT_DEADLINE_S
+            unknown: OutcomeUnknown | None = None
             while True:
                 try:
                     return await self._attempt(subject, command, actor, known)
@@ -129,11 +130,12 @@ class CommandRunner(Generic[State, Command]):
                     if not insist:
                         raise
                     stopped, may = exc, False
+                    unknown = exc if isinstance(exc, OutcomeUnknown) else unknown
                 while not may:
                     await asyncio.sleep(random.uniform(*INSIST_BACKOFF_S))  # noqa: S311
                     may = self._may_repeat()
                 if not wanted():
-                    raise stopped
+                    raise unknown or stopped
                 known = None
 
     def _may_repeat(self) -> bool:

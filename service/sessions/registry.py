@@ -1,17 +1,19 @@
 """Which sessions there are."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Protocol
 
 import msgspec
 
 from events import session
-from events.errors import SessionClosed, SessionExists
+from events.errors import OutcomeUnknown, SessionClosed, SessionExists, SessionNotFound
 from events.ids import HubName, SessionId, parse_name
 from events.nesting import too_deep
 from events.subjects import HubSubjects
 from service.log.author import Author
-from service.log.commands import CommandRunner, Known
+from service.log.commands import CommandRunner, Executed, Known
 from service.log.port import EventLog
 from service.sessions.local import LocalSessions
 from service.sessions.view import AsOf, GlobalView
@@ -164,6 +166,8 @@ class LogSessionRegistry:
         self._runner = runner
         self._local = local
         self._view = view
+        # By connection: what to write once more, so that what it sent and was not answered is stored by then, or never.
+        self._doubts: dict[str, session.Open | session.Carry] = {}
 
     async def initialize(self) -> None:
         """Nothing to prepare: the log is connected before there is a registry."""
@@ -190,6 +194,9 @@ class LogSessionRegistry:
             executed = await self._runner.execute(subject, command, actor=new.actor, hint=lambda: fresh)
         except SessionExists:
             return False
+        except (OutcomeUnknown, asyncio.CancelledError):
+            self._doubts[new.connection] = command
+            raise
         self._local.learn(new.session_id, executed.known)
         return True
 
@@ -202,13 +209,16 @@ class LogSessionRegistry:
         connection: str | None = None,
         insist: bool = False,
     ) -> bool:
-        executed = await self._runner.execute(
-            self._subjects.session(session_id),
-            session.Close(reason, connection),
-            actor=actor or f"session:{session_id}",
-            hint=lambda: self._local.get(session_id),
-            insist=insist,
-        )
+        def close() -> Awaitable[Executed[session.State]]:
+            return self._runner.execute(
+                self._subjects.session(session_id),
+                session.Close(reason, connection),
+                actor=actor or f"session:{session_id}",
+                hint=lambda: self._local.get(session_id),
+                insist=insist,
+            )
+
+        executed = await (close() if connection is None else self._end(session_id, connection, close))
         if self._local.get(session_id) is not None:
             self._local.learn(session_id, executed.known)
         return bool(executed.events)
@@ -225,23 +235,29 @@ class LogSessionRegistry:
         before = await self._runner.load(subject)
         if before.state.status not in {"none", "closed"}:
             expect(before)
-        executed = await self._runner.execute(
-            subject, command, actor=f"session:{session_id}", hint=lambda: before, insist=True, wanted=wanted
-        )
+        try:
+            executed = await self._runner.execute(
+                subject, command, actor=f"session:{session_id}", hint=lambda: before, insist=True, wanted=wanted
+            )
+        except (OutcomeUnknown, asyncio.CancelledError):
+            self._doubts[command.connection] = session.Carry()
+            raise
         if executed.known.state.status == "closed":
             raise SessionClosed("the session has expired")
         self._local.learn(session_id, executed.known)
         return Attachment(executed.before, executed.known)
 
     async def detach(self, session_id: SessionId, command: session.Detach) -> bool:
-        executed = await self._runner.execute(
-            self._subjects.session(session_id),
-            command,
-            actor="system:gateway",
-            hint=lambda: self._local.get(session_id),
-            insist=True,
-        )
-        return bool(executed.events)
+        def detach() -> Awaitable[Executed[session.State]]:
+            return self._runner.execute(
+                self._subjects.session(session_id),
+                command,
+                actor="system:gateway",
+                hint=lambda: self._local.get(session_id),
+                insist=True,
+            )
+
+        return bool((await self._end(session_id, command.connection, detach)).events)
 
     async def get(self, session_id: SessionId) -> KnownSession | None:
         known = await self._runner.load(self._subjects.session(session_id))
@@ -258,6 +274,27 @@ class LogSessionRegistry:
 
     async def ids(self) -> AsOf[tuple[SessionId, ...]]:
         return await self._view.session_ids(self._hub)
+
+    async def _end(
+        self, session_id: SessionId, connection: str, end: Callable[[], Awaitable[Executed[session.State]]]
+    ) -> Executed[session.State]:
+        """``end`` what a connection has of a session, also where what gave it that may still arrive at the log: nothing
+        to end is believed only once something else stands where that was to be stored.
+        """
+        try:
+            executed = await end()
+            if executed.events or connection not in self._doubts:
+                return executed
+        except SessionNotFound:
+            if connection not in self._doubts:
+                raise
+        finally:
+            doubt = self._doubts.pop(connection, None)
+        if doubt is not None:
+            with suppress(SessionExists):
+                subject = self._subjects.session(session_id)
+                await self._runner.execute(subject, doubt, actor="system:gateway", insist=True)
+        return await end()
 
 
 def _check(new: NewSession) -> None:

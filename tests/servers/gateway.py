@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from events import codec, session
 from events.envelope import Envelope, NewEvent, Recorded
-from events.errors import HublogError
+from events.errors import Conflict, HublogError, OutcomeUnknown
 from events.ids import HubName, SessionId
 from events.subjects import HubSubjects
 from service.gateway.server import GatewayServer
@@ -33,14 +33,29 @@ class GatedLog(MemoryEventLog):
         self._late: set[asyncio.Task[None]] = set()
         self.fail_append: HublogError | None = None
         """Every conditional write ends in this, and is not stored."""
+        self.under_way: list[tuple[str, Sequence[NewEvent], int]] | None = None
+        """Unless None: conditional writes are kept here, on their way still when their outcome is called unknown."""
 
     async def append(self, subject: str, events: Sequence[NewEvent], expected: int) -> int:
         await self._pass(self.may_append)
         if self.fail_append is not None:
             raise self.fail_append
+        if self.under_way is not None:
+            self.under_way.append((subject, events, expected))
+            raise OutcomeUnknown("no answer came in time", subject=subject)
         sequence = await super().append(subject, events, expected)
         await self._pass(self.may_answer)
         return sequence
+
+    async def arrive(self) -> int:
+        """What was under way arrives at last; returns how much of it was stored."""
+        late, self.under_way = self.under_way or [], None
+        stored = 0
+        for subject, events, expected in late:
+            with suppress(Conflict):
+                await super().append(subject, events, expected)
+                stored += 1
+        return stored
 
     async def last(self, subject: str) -> Recorded | None:
         await self._pass(self.may_read)

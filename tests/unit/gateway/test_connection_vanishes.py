@@ -172,3 +172,85 @@ async def test_who_is_gone_does_not_insist(node: Node):
         again = (await client.call("hub.session", b"[]"))["result"]
         assert (again["sessionId"], again["resumed"]) == (first["sessionId"], True)
     await node.empty()
+
+
+@pytest.mark.parametrize("query", ["", "?resumable=1"])
+async def test_an_open_that_arrives_after_it_was_given_up_leaves_no_session_behind(node: Node, query: str):
+    node.log.under_way = []
+    async with node.client(query, handshake=None) as client:
+        client.send(HANDSHAKE)
+        await client.record(containing=b"outcome_unknown")
+        await client.end()
+    await until(lambda: not len(node.context.coordinator), "the connection to be gone")
+    late, node.log.under_way = node.log.under_way, None
+    await node.empty()
+    node.log.under_way = late
+    await node.log.arrive()
+    assert [state.status for state in node.log.sessions().values()] == ["detached" if query else "closed"]
+
+
+async def test_an_attach_that_arrives_after_it_was_given_up_takes_no_session_for_nobody(node: Node):
+    async with node.client("?resumable=1") as client:
+        first = (await client.call("hub.session", b"[]"))["result"]
+    subject = SUBJECTS.session(SessionId(first["sessionId"]))
+    await until(lambda: node.log.sessions()[subject].status == "detached", "the detach")
+    node.log.under_way = []
+    query = f"?resumable=1&resume={first['resumeToken']}&cursor={first['cursor']}"
+    async with node.client(query, handshake=None) as client:
+        client.send(HANDSHAKE)
+        await until(lambda: bool(node.log.under_way), "the attach to be on its way")
+        await _vanishes(node, client)
+        node.log.fail_append = LogUnavailable("no answer")  # what it says last is not the whole truth
+        await until(lambda: not len(node.context.coordinator), "the connection to be gone")
+    late, node.log.under_way, node.log.fail_append = node.log.under_way, None, None
+    await node.empty()
+    node.log.under_way = late
+    assert await node.log.arrive() == 0
+    assert node.log.sessions()[subject].status == "detached"
+    async with node.client(query) as client:
+        again = (await client.call("hub.session", b"[]"))["result"]
+        assert (again["sessionId"], again["resumed"], again["resync"]) == (first["sessionId"], True, None)
+
+
+async def test_what_happens_to_a_session_while_it_is_taken_over_is_known_where_it_comes_to(node: Node):
+    async with node.client("?resumable=1") as client:
+        first = (await client.call("hub.session", b"[]"))["result"]
+    subject = SUBJECTS.session(SessionId(first["sessionId"]))
+    await until(lambda: node.log.sessions()[subject].status == "detached", "the detach")
+    node.log.may_answer.clear()
+    query = f"?resumable=1&resume={first['resumeToken']}&cursor={first['cursor']}"
+    async with node.client(query, handshake=None) as client:
+        client.send(HANDSHAKE)
+        await until(lambda: node.log.sessions()[subject].status == "active", "the attach")
+        (event,) = session.decide(node.log.sessions()[subject], session.Join(("red",)))
+        joined = node.log.store(subject, node.context.author.write(event, actor="system:api"))
+        await until(lambda: node.dispatcher.position == joined, "the join to be heard")
+        node.log.may_answer.set()
+        await client.record(containing=b"{}")
+        assert (await client.call("hub.session", b"[]"))["result"]["groups"] == ["red"]
+        assert (await client.call("hub.groups", b"[]"))["result"] == ["red"]
+    await node.empty()
+
+
+async def test_a_session_that_was_here_for_a_moment_and_is_then_refused_is_not_known_here(node: Node):
+    async with node.client("?resumable=1") as client:
+        first = (await client.call("hub.session", b"[]"))["result"]
+    subject = SUBJECTS.session(SessionId(first["sessionId"]))
+    await until(lambda: node.log.sessions()[subject].status == "detached", "the detach")
+    node.log.under_way = []
+    query = f"?resumable=1&resume={first['resumeToken']}&cursor={first['cursor']}"
+    async with node.client(query, handshake=None) as client:
+        client.send(HANDSHAKE)
+        await until(lambda: bool(node.log.under_way), "the attach to be on its way")
+        node.log.may_read.clear()
+        assert await node.log.arrive() == 1
+        await until(lambda: node.log.waiting == 1, "it to look what became of it")
+        for generation in (2, 3):
+            elsewhere = session.Attach("other", "i2", f"elsewhere-{generation}", generation, 0, 1 << 60)
+            (event,) = session.decide(node.log.sessions()[subject], elsewhere)
+            node.log.store(subject, node.context.author.write(event, actor=f"session:{first['sessionId']}"))
+        await until(lambda: next(iter(node.context.coordinator)).ended, "it to be told")
+        node.log.may_read.set()
+        await client.end()
+    await node.empty()
+    assert node.log.sessions()[subject].connection == "elsewhere-3"
