@@ -42,9 +42,9 @@ class Resumer(msgspec.Struct, eq=False):
     """One resumed session that waits for what it missed.
 
     ``cursor``: the last sequence that its client has, or has been given a page up to. ``attached``: the sequence of its
-    ``attached``. ``state``: its state at the cursor, if that is known; else it is loaded. ``life`` is what its own
-    events tell up to ``read``; ``page`` are the frames that it is to be sent next, each with its sequence,
-    ``page_bytes`` long.
+    ``attached``, ``opened`` that of its ``opened``. ``state``: its state at the cursor, if that is known; else it is
+    loaded. ``life`` is what its own events tell up to ``read``; ``page`` are the frames that it is to be sent next,
+    each with its sequence, ``page_bytes`` long. ``begun``: where reading and the cursor were before that page.
     """
 
     receiver: Receiver
@@ -52,8 +52,10 @@ class Resumer(msgspec.Struct, eq=False):
     cursor: int
     attached: int
     state: session.State | None = None
+    opened: int = 0
     life: audience.Life | None = None
     read: int = 0
+    begun: tuple[int, int] | None = None
     page: deque[tuple[int, bytes]] = msgspec.field(default_factory=deque)
     page_bytes: int = 0
     attached_at_us: int | None = None
@@ -141,9 +143,16 @@ class Handover:
             if one.cursor + 1 < first:  # trimmed since the resume was granted: it cannot be made whole any more
                 dispatcher.hole(one.receiver, one.cursor + 1)
         whole = [one for one in resumers if one.cursor + 1 >= first]
-        await self._load_lives(hub, whole)
+        await self._load_lives(hub, whole, high)
+        for one in whole:
+            one.begun = one.begun or (one.read, one.cursor)
         self.reads += 1
         await self._deal(hub, history, whole, high)
+        first = await dispatcher.log.first_sequence(dispatcher.partition)
+        for one in whole:
+            (read, cursor), one.begun = one.begun or (high, high), None
+            if read + 1 < first:  # trimmed while it was read: its page may lack something, so nothing of it is sent
+                dispatcher.hole(one.receiver, cursor + 1)
         for one in resumers:
             self._start(self._hand_over(hub, one, high))
 
@@ -190,7 +199,7 @@ class Handover:
 
     # ---------------------------------------------------------------- what was missed
 
-    async def _load_lives(self, hub: HubName, resumers: Iterable[Resumer]) -> None:
+    async def _load_lives(self, hub: HubName, resumers: Iterable[Resumer], high: int) -> None:
         """What each session was at its cursor: as it was before it attached, or as of the lowest cursor of them all."""
         unknown = []
         for one in resumers:
@@ -205,7 +214,19 @@ class Handover:
         lasts = await self._dispatcher.log.last_many((own(one.receiver.session) for one in unknown), up_to=low)
         for one in unknown:
             last = lasts.get(own(one.receiver.session))
-            one.life, one.read = _life(one.receiver.session, codec.session_state(last)), low
+            life = _life(one.receiver.session, codec.session_state(last))
+            if last is None and one.opened <= low:
+                await self._recall(life, own(one.receiver.session), low, high)
+            one.life, one.read = life, low
+
+    async def _recall(self, life: audience.Life, subject: str, low: int, high: int) -> None:
+        """What the log has forgotten of a session: its first event that is left carries what was true until then."""
+        found = Piece(low, low, [], {})
+        async for recorded in self._dispatcher.log.read(subject, low + 1, high):
+            found.add(recorded)
+            for sequence, event in found.own.get(life.session, ()):
+                life.apply(event, sequence)
+                return
 
     async def _deal(self, hub: HubName, history: History, resumers: list[Resumer], high: int) -> None:
         """A page for each, ending where it is full or at H. Raises: LogUnavailable."""

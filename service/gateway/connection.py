@@ -234,7 +234,9 @@ class Connection:
             gate.open()
         else:  # it asked late, and more came than is kept for it
             opened = receiver.since
-            self.context.handover(self.peer.hub).begin(self.peer.hub, Resumer(receiver, gate, opened, opened))
+            self.context.handover(self.peer.hub).begin(
+                self.peer.hub, Resumer(receiver, gate, opened, opened, opened=opened)
+            )
 
     def new_receiver(self, session_id: SessionId, user: str | None) -> Receiver:
         return Receiver(session_id, self.id, user, self.outbox, self._own_event, self._hole, self.peer.wire.kind)

@@ -118,7 +118,8 @@ async def take_over(
         raise
     before = attachment.before
     state = before.state if before.sequence <= standing.cursor else None
-    return TakenOver(standing, Resumer(receiver, gate, standing.cursor, known.sequence, state), known)
+    resumer = Resumer(receiver, gate, standing.cursor, known.sequence, state, known.state.opened)
+    return TakenOver(standing, resumer, known)
 
 
 def resume_token(context: GatewayContext, manager: Manager, session_id: str, user: str | None, generation: int) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from events import selector, session
+from events.errors import LogUnavailable
 from events.ids import SessionId
-from service.delivery import handover, repair
+from service.delivery import handover, history, repair
 from service.delivery.gate import Gate
 from service.delivery.handover import Handover, Resumer
 from service.delivery.interest import Receiver
@@ -68,13 +69,14 @@ class Away(World):
         for _ in range(count):
             self.calls += store_call(self.log, self.author, selector.Client(ME), None, self.calls + 1)
 
-    def comes_back(self, on_hole: Callable[[Receiver, int], None] = _no_hole) -> Resumer:
+    def comes_back(self, on_hole: Callable[[Receiver, int], None] = _no_hole, *, cursor: int | None = None) -> Resumer:
+        """With a ``cursor``, what it was then is not known."""
         receiver = Receiver(ME, "new", None, self.outbox, lambda *_: None, on_hole)
         gate = Gate(receiver)
         self.dispatcher.interest.expect(SUBJECTS, receiver, 1)
         before = self.state
         attached = self.happened(session.Attach("n2", "i", "new", before.generation, 0, 1 << 60))
-        resumer = Resumer(receiver, gate, 1, attached, before)
+        resumer = Resumer(receiver, gate, cursor or 1, attached, before if cursor is None else None)
         self.handover.begin(HUB, resumer)
         return resumer
 
@@ -208,5 +210,66 @@ async def test_a_defect_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch):
     await world.look(resumer, 50)
     assert told == [2], "it begins again behind its cursor"
     assert not resumer.gate.is_open
+    services.cancel()
+    await asyncio.gather(services, return_exceptions=True)
+
+
+@pytest.mark.parametrize("read_whole_max", [handover.READ_WHOLE_MAX, 0])
+async def test_what_a_session_was_at_its_cursor_is_told_by_its_first_event_behind_it(
+    monkeypatch: pytest.MonkeyPatch, read_whole_max: int
+):
+    """The log has forgotten how it came to be and joined, and not what it missed before its next event."""
+    monkeypatch.setattr(handover, "READ_WHOLE_MAX", read_whole_max)
+    world = Away(lambda: pytest.fail("nobody is slow"))
+    world.happened(session.Join(("red",)))
+    world.called(1)  # up to here its client has everything
+    cursor = world.log._partitions[0].last
+    world.called(1)
+    world.calls += store_call(world.log, world.author, selector.Group("red"), None, world.calls + 1)
+    world.happened(session.Leave(("red",)))
+    world.calls += store_call(world.log, world.author, selector.Group("red"), None, world.calls + 1)
+    world.called(1)
+    world.log.forget(0, cursor)
+    services = asyncio.ensure_future(repair.run(world.dispatcher))
+    await turns(2)
+    resumer = world.comes_back(cursor=cursor)
+    await world.look(resumer, 100)
+    assert resumer.gate.is_open
+    world.transport.take(10)
+    assert world.transport.read == [0, 2, 3, 5]
+    services.cancel()
+    await asyncio.gather(services, return_exceptions=True)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+async def test_what_is_trimmed_while_it_is_read_is_a_hole_and_no_gap(monkeypatch: pytest.MonkeyPatch, failing: bool):
+    monkeypatch.setattr(handover, "RETRY_S", 0.0)
+    monkeypatch.setattr(history, "PIECE_EVENTS", 3)
+    world = Away(lambda: pytest.fail("nobody is slow"))
+    world.called(5)
+    services = asyncio.ensure_future(repair.run(world.dispatcher))
+    await turns(2)
+    read = world.log.read
+
+    async def trimmed(subject: str, first: int, last: int):  # type: ignore[no-untyped-def]
+        nonlocal failing
+        world.log.forget(0, 4)
+        if first > 2 and failing:
+            failing = False
+            raise LogUnavailable("in the middle of it")
+        async for recorded in read(subject, first, last):
+            yield recorded
+
+    monkeypatch.setattr(world.log, "read", trimmed)
+    told: list[int] = []
+
+    def on_hole(receiver: Receiver, sequence: int) -> None:
+        told.append(sequence)
+        world.dispatcher.interest.release(receiver)
+
+    await world.look(world.comes_back(on_hole), 100)
+    assert told == [2], "it begins again behind its cursor, and is told then what it has lost"
+    world.transport.take(10)
+    assert world.transport.read == [0], "nothing goes out behind a gap"
     services.cancel()
     await asyncio.gather(services, return_exceptions=True)
