@@ -111,7 +111,7 @@ class InvalidSelector(Refused):
 
 class InvalidArguments(Refused):
     code = "invalid_arguments"
-    hint = "Arguments are one JSON array in UTF-8."
+    hint = "Send arguments as one JSON array in UTF-8; docs/clients.md has what each method takes."
 
 
 class InvalidOption(Refused):
@@ -275,7 +275,7 @@ class MessageTooLarge(ProtocolViolation):
 
 class BadToken(ProtocolViolation):
     code = "bad_token"
-    hint = "Negotiate again, and connect with the token that it answers."
+    hint = "Negotiate again for a connection token; the newest resume token is the one that hub.session() gave."
 
 
 class ConnectionInUse(ProtocolViolation):

@@ -108,6 +108,16 @@ def _read(raw: bytes) -> _Arguments:
         said = str(exc)
         if "`$[0]" in said:
             raise InvalidSelector(f"the selector cannot be read: {said}") from exc
-        if "`$[3]" in said:
+        if "`$[3]" in said and not _spread(raw):
             raise InvalidOption(f"the options cannot be read: {said}") from exc
+        if "`$[3]" in said:
+            said = "the third is no array; what the clients are called with stands in one"
         raise InvalidArguments(f"hub.invoke takes (selector, target, arguments, options?): {said}") from exc
+
+
+def _spread(raw: bytes) -> bool:
+    """Whether the arguments for the clients stand one by one, as in other SignalR servers' ``SendAsync``."""
+    try:
+        return not bytes(msgspec.json.decode(raw, type=list[msgspec.Raw])[2]).startswith(b"[")
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False

@@ -57,7 +57,7 @@ class _GroupArguments(msgspec.Struct, array_like=True, forbid_unknown_fields=Tru
 
 
 async def hub_session(caller: Caller, raw: bytes) -> bytes:
-    _arguments(raw, _NoArguments)
+    _arguments("hub.session takes nothing", raw, _NoArguments)
     answer = await _session_answer(caller)
     # Behind the answer, whose cursor does not cover what was kept since the session opened.
     asyncio.get_running_loop().call_soon(caller.begin_delivery)
@@ -65,7 +65,7 @@ async def hub_session(caller: Caller, raw: bytes) -> bytes:
 
 
 async def hub_resume(caller: Caller, raw: bytes) -> bytes:
-    asked = _arguments(raw, _ResumeArguments)
+    asked = _arguments("hub.resume takes (token, cursor)", raw, _ResumeArguments)
     if not caller.resumable:
         raise NotResumable("the connection was opened without ?resumable")
     manager = _manager(caller)
@@ -102,7 +102,7 @@ async def _session_answer(caller: Caller) -> bytes:
 
 
 async def hub_join(caller: Caller, raw: bytes) -> bytes:
-    groups = [parse_name(group, "group") for group in dict.fromkeys(_groups(raw))]
+    groups = [parse_name(group, "group") for group in dict.fromkeys(_groups("hub.join", raw))]
     known = _manager(caller).local.get(caller.session_id)
     held = known.state.groups.keys() if known is not None else set()
     if caller.receiver is not None and len(held | set(groups)) <= session.GROUPS_MAX:
@@ -113,16 +113,16 @@ async def hub_join(caller: Caller, raw: bytes) -> bytes:
 
 
 async def hub_leave(caller: Caller, raw: bytes) -> bytes:
-    return _membership(caller, await _manager(caller).groups.remove(caller.session_id, *_groups(raw)))
+    return _membership(caller, await _manager(caller).groups.remove(caller.session_id, *_groups("hub.leave", raw)))
 
 
 async def hub_leave_all(caller: Caller, raw: bytes) -> bytes:
-    _arguments(raw, _NoArguments)
+    _arguments("hub.leaveAll takes nothing", raw, _NoArguments)
     return _membership(caller, await _manager(caller).groups.remove_from_all(caller.session_id))
 
 
 async def hub_groups(caller: Caller, raw: bytes) -> bytes:
-    _arguments(raw, _NoArguments)
+    _arguments("hub.groups takes nothing", raw, _NoArguments)
     return msgspec.json.encode(sorted((await _known(caller)).state.groups))
 
 
@@ -154,16 +154,16 @@ METHODS = _Methods(
 )
 
 
-def _arguments(raw: bytes, shape: type[Any]) -> Any:
-    """Raises: InvalidArguments."""
+def _arguments(takes: str, raw: bytes, shape: type[Any]) -> Any:
+    """``takes``: what the method takes, in words. Raises: InvalidArguments."""
     try:
         return msgspec.json.decode(raw, type=shape)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
-        raise InvalidArguments(f"the arguments do not fit: {exc}") from exc
+        raise InvalidArguments(f"{takes}: {exc}") from exc
 
 
-def _groups(raw: bytes) -> list[str]:
-    groups = _arguments(raw, _GroupArguments).groups
+def _groups(method: str, raw: bytes) -> list[str]:
+    groups = _arguments(f"{method} takes (group | groups)", raw, _GroupArguments).groups
     return [groups] if isinstance(groups, str) else groups
 
 

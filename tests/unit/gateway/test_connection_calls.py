@@ -155,6 +155,31 @@ async def test_each_refused_call_says_why_and_the_next_one_works(node: Node):
     assert said(node) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("hub.join", "a", "b"), "hub.join takes (group | groups): "),
+        (("hub.leave",), "hub.leave takes (group | groups): "),
+        (("hub.groups", 1), "hub.groups takes nothing: "),
+        (("hub.leaveAll", 1), "hub.leaveAll takes nothing: "),
+        (("hub.session", 1), "hub.session takes nothing: "),
+        (("hub.resume", "token"), "hub.resume takes (token, cursor): "),
+        (("hub.invoke", {"to": "all"}, "say"), "hub.invoke takes (selector, target, arguments, options?): "),
+        (
+            ("hub.invoke", {"to": "all"}, "say", "as", "elsewhere"),
+            "hub.invoke takes (selector, target, arguments, options?): the third is no array; ",
+        ),
+    ],
+)
+async def test_a_call_that_does_not_fit_is_told_what_the_method_takes(
+    node: Node, arguments: tuple[Any, ...], told: str
+):
+    async with node.client() as client:
+        call(client, 1, *arguments)
+        found = json.loads(await client.record(containing=b'"invocationId":"c1"'))
+        assert found["error"].startswith(f"invalid_arguments: {told}")
+
+
 async def test_a_join_that_is_too_large_hears_nothing_new(node: Node):
     async with node.client() as client:
         await client.call("hub.join", json.dumps([[f"g{number}" for number in range(100)]]).encode())
