@@ -220,10 +220,14 @@ def decode_query(raw: str, shape: type[msgspec.Struct] | None) -> msgspec.Struct
         if pairs:
             raise InvalidQuery(f"unknown parameter {next(iter(pairs))[:64]!r}; this route takes none")
         return None
+    known = shape.__struct_encode_fields__
+    unknown = next((name for name in pairs if name not in known), None)
+    if unknown is not None:
+        raise InvalidQuery(f"unknown parameter {unknown[:64]!r}; this route takes {', '.join(known)}")
     try:
         return msgspec.convert(pairs, shape, strict=False)
     except msgspec.ValidationError as exc:
-        raise InvalidQuery(_said(exc)) from exc
+        raise InvalidQuery(_said(exc).replace(" - at `$.", " - in `")) from exc
 
 
 def decode_body(raw: bytes, shape: type[msgspec.Struct]) -> msgspec.Struct:

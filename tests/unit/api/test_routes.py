@@ -156,6 +156,19 @@ def test_queries_that_cannot_be_read_are_refused(query):
         called("GET", "/v1/hubs/chat/groups/a/members", query)
 
 
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("lim=1", "unknown parameter 'lim'; this route takes limit, user"),
+        ("limit=x", "Expected `int`, got `str` - in `limit`"),
+    ],
+)
+def test_a_query_is_spoken_of_as_one(query, told):
+    with pytest.raises(InvalidQuery) as refused:
+        called("GET", "/v1/hubs/chat/groups/a/members", query)
+    assert refused.value.message == told
+
+
 def test_queries_that_look_odd_but_are_fine():
     assert called("GET", "/v1/hubs/chat/groups/a/members", "user=null&&")["query"].user == "null"
     assert called("GET", "/v1/hubs/chat/groups/a/members", "user=a+b%2B")["query"].user == "a b+"
