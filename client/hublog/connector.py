@@ -216,7 +216,8 @@ class Connector:
         if self.state is State.CLOSED:
             return
         self.error = error
-        self._calls.end("the client was closed", error)
+        why = "the client was closed" if error is None else f"the client has ended: {error.code}: {error.message}"
+        self._calls.end(why, error)
         self._move(event)
         self.settled.set()
         if event is Event.STOPPED:

@@ -12,6 +12,7 @@ import msgspec
 
 from hublog import access, wire
 from hublog.errors import ConnectionLost, HublogError, ServerError, Unreachable
+from hublog.reason import reason
 
 CLOSE_TIMEOUT_S = 0.5
 FRAME_BYTES_MAX = 4 * 1024 * 1024
@@ -142,10 +143,11 @@ async def dial(http: aiohttp.ClientSession, url: str, timers: Timers, token: acc
         bearer = await access.fetch(token)
     except access.NoToken as exc:
         raise LinkEnded(Unreachable(f"no access token: {exc}"), reconnect=True) from exc
+    headers = {} if bearer is None else {"Authorization": f"Bearer {bearer}"}
     try:
         socket = await http.ws_connect(
             url,
-            headers={} if bearer is None else {"Authorization": f"Bearer {bearer}"},
+            headers=headers,
             timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT_S),
             max_msg_size=FRAME_BYTES_MAX,
             decode_text=False,
@@ -156,9 +158,12 @@ async def dial(http: aiohttp.ClientSession, url: str, timers: Timers, token: acc
             # Another attempt helps only if it brings another token.
             again = not_admitted.code == "token_expired" and callable(token)
             raise LinkEnded(not_admitted, reconnect=again) from exc
-        refused = ServerError(f"http_{exc.status}", f"the gateway refused with HTTP {exc.status}")
-        refused.hint = "Check the address, the hub, the user and the metadata."
-        raise LinkEnded(refused, reconnect=exc.status >= 500 or exc.status in RETRYABLE_STATUSES) from exc
+        again = exc.status >= 500 or exc.status in RETRYABLE_STATUSES
+        refused = None if again else await reason(http, url, headers)
+        if refused is None:
+            hint = "Check the address, the hub, the user and the metadata."
+            refused = ServerError(f"http_{exc.status}", f"the gateway refused with HTTP {exc.status}", hint)
+        raise LinkEnded(refused, reconnect=again) from exc
     except (OSError, aiohttp.ClientError, TimeoutError) as exc:
         raise LinkEnded(Unreachable(f"no connection: {exc or type(exc).__name__}"), reconnect=True) from exc
     return Link(socket, timers)

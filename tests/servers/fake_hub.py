@@ -92,6 +92,7 @@ class FakeHub:
         self.status: int | None = None
         self.headers: dict[str, str] = {}
         self.requests = 0
+        self.negotiation: dict[str, str] | None = None
         self._links: asyncio.Queue[FakeLink] = asyncio.Queue()
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
@@ -104,6 +105,9 @@ class FakeHub:
         self._links.put_nowait(link)
         await link.read()
         return socket
+
+    async def negotiate(self, _request: web.Request) -> web.StreamResponse:
+        return web.json_response(self.negotiation, status=404 if self.negotiation is None else 200)
 
     async def accept(self) -> FakeLink:
         async with asyncio.timeout(PATIENCE_S):
@@ -130,6 +134,7 @@ async def fake_hub() -> AsyncIterator[FakeHub]:
     hub = FakeHub()
     app = web.Application()
     app.router.add_get("/hubs/{hub}", hub.serve)
+    app.router.add_post("/hubs/{hub}/negotiate", hub.negotiate)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -319,7 +319,7 @@ async def test_a_close_that_allows_no_reconnect_ends_it_after_what_was_received(
         assert watched.client.state is State.CLOSED
         assert watched.client.error is not None
         assert watched.client.error.code == "kicked"
-        with pytest.raises(OutcomeUnknown):
+        with pytest.raises(OutcomeUnknown, match="the client has ended: kicked: closed by an administrator"):
             await under_way
         with pytest.raises(ClientClosed) as closed:
             await watched.client.groups()
@@ -342,6 +342,24 @@ async def test_a_refusal_for_good_is_raised_on_entering(hub: FakeHub, code: str)
     assert client.state is State.CLOSED
     with pytest.raises(ClientClosed, match="once"):
         await client.__aenter__()
+
+
+@pytest.mark.parametrize(
+    ("negotiation", "code", "message", "hint"),
+    [
+        ({"error": "invalid_name: no hub. Name one."}, "invalid_name", "no hub", "Name one."),
+        ({"code": "not_found", "detail": "nothing here", "hint": "Look."}, "not_found", "nothing here", "Look."),
+        ({"connectionToken": "t"}, "http_400", "the gateway refused with HTTP 400", "Check the address"),
+    ],
+)
+async def test_a_refusal_for_good_has_the_words_of_the_service(
+    hub: FakeHub, negotiation: dict[str, str], code: str, message: str, hint: str
+) -> None:
+    hub.status, hub.negotiation = 400, negotiation
+    with pytest.raises(ServerError) as refused:
+        await Client(hub.url, "h", timers=QUICK).__aenter__()
+    assert (refused.value.code, refused.value.message) == (code, message)
+    assert refused.value.hint.startswith(hint)
 
 
 async def test_a_refusal_that_may_pass_is_tried_again(hub: FakeHub) -> None:
