@@ -15,6 +15,7 @@ from lab import bench, report
 from lab.client import CallFailed, NotOpened
 from lab.idle import StaysAsleep
 from lab.install import NotStarted
+from lab.options import processes as processes_file
 from lab.proc import Gone, NotEnoughFiles
 
 app = typer.Typer(
@@ -25,7 +26,10 @@ app = typer.Typer(
 )
 
 Url = Annotated[list[str], typer.Option(help="A running gateway, e.g. http://127.0.0.1:8000; repeat for a second one.")]
-Processes = Annotated[Path | None, typer.Option(help="The processes.json of a running installation, for its figures.")]
+Processes = Annotated[
+    Path | None,
+    typer.Option(callback=processes_file, help="The processes.json of a running installation, for its figures."),
+]
 Data = Annotated[
     Path | None, typer.Option(help="Where to put the temporary data (default: the system's; its disk counts).")
 ]

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +24,7 @@ from lab.chaos.faults import KINDS
 from lab.chaos.reader import NotRead
 from lab.chaos.verdict import Verdict
 from lab.install import NotStarted
+from lab.options import processes as processes_file
 from lab.proc import NotEnoughFiles
 
 app = typer.Typer(
@@ -56,7 +58,10 @@ Folder = Annotated[
 Url = Annotated[list[str], typer.Option(help="A running gateway, e.g. http://127.0.0.1:8000; repeat for more.")]
 Api = Annotated[str | None, typer.Option(help="The query API of the running installation.")]
 Processes = Annotated[
-    Path | None, typer.Option(help="processes.json of the running installation: its processes may be killed then.")
+    Path | None,
+    typer.Option(
+        callback=processes_file, help="processes.json of the running installation: its processes may be killed then."
+    ),
 ]
 Data = Annotated[Path | None, typer.Option(help="Where to put the temporary data of what is started.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")]
@@ -115,7 +120,7 @@ def chaos(
         token=os.environ.get("HUBLOG_TOKEN") if url or processes else None,
         command=f"hublog chaos {shlex.join(sys.argv[2:])}",
     )
-    _show(options.folder, _run(options), as_json)
+    _show(options.folder, _run(options, made=history is None), as_json)
 
 
 def kinds_named(faults: str) -> tuple[str, ...]:
@@ -147,7 +152,8 @@ def check(
     _show(folder, verdict, as_json)
 
 
-def _run(options: run.Options) -> Verdict:
+def _run(options: run.Options, *, made: bool) -> Verdict:
+    """``made``: the folder is ours, and goes again where nothing was written into it."""
     errors = Console(stderr=True)
     columns = (
         SpinnerColumn(),
@@ -169,9 +175,11 @@ def _run(options: run.Options) -> Verdict:
         except FAILURES as exc:
             bar.stop()
             errors.print(f"chaos: {exc}", style="red", markup=False, highlight=False, soft_wrap=True)
-            errors.print(
-                f"What there is of the history is in {options.folder}", markup=False, highlight=False, soft_wrap=True
-            )
+            if any(file.stat().st_size for file in options.folder.rglob("*") if file.is_file()):
+                left = f"What there is of the history is in {options.folder}"
+                errors.print(left, markup=False, highlight=False, soft_wrap=True)
+            elif made:
+                shutil.rmtree(options.folder)
             raise typer.Exit(2) from exc
 
 

@@ -1,5 +1,6 @@
 """The command line's own words: all that is written for ``--help`` is shown, whatever marks stand in it."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,25 @@ def test_a_folder_without_a_history_is_not_judged(tmp_path: Path) -> None:
     refused = CliRunner().invoke(lab.chaos.cli.app, ["check", str(tmp_path)], env=WIDE)
     assert refused.exit_code == 2
     assert "has no history.jsonl" in refused.output
+
+
+@pytest.mark.parametrize(("content", "why"), [(None, "No such file"), ("{", "no processes.json"), ("[]", "no gateway")])
+@pytest.mark.parametrize(("application", "command"), [(lab.cli.app, ["connect"]), (lab.chaos.cli.app, [])])
+def test_what_is_no_processes_json_is_refused(
+    application: typer.Typer, command: list[str], content: str | None, why: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "processes.json"
+    if content is not None:
+        path.write_text(content)
+    refused = CliRunner().invoke(application, [*command, "--processes", str(path)], env=WIDE)
+    assert refused.exit_code == 2
+    assert "Invalid value for '--processes'" in refused.output
+    assert why in refused.output
+
+
+def test_a_chaos_that_cannot_run_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    refused = CliRunner().invoke(lab.chaos.cli.app, ["--url", "http://127.0.0.1:1"], env=WIDE)
+    assert refused.exit_code == 2
+    assert "needs --api too" in refused.output
+    assert list(tmp_path.iterdir()) == []
