@@ -98,6 +98,7 @@ def _connection(dsn: str) -> Iterator[Connection]:
         with engine.connect() as connection:
             yield connection
     except (psycopg.OperationalError, DBAPIError) as exc:
-        raise ReadModelUnavailable(f"Postgres does not do it: {exc}".split("\n", 1)[0]) from exc
+        said = exc.orig if isinstance(exc, DBAPIError) else exc  # SQLAlchemy puts names of classes in front
+        raise ReadModelUnavailable(f"Postgres refuses, or is not there: {said}".split("\n", 1)[0]) from exc
     finally:
         engine.dispose()

@@ -126,7 +126,12 @@ def migrate() -> None:
 @app.command(rich_help_panel=TOOLS)
 def wait(
     at_most: Annotated[
-        float, typer.Option("--at-most", min=0, help="Seconds; then it fails with what is wrong.")
+        float,
+        typer.Option(
+            "--at-most",
+            min=0,
+            help="Seconds; then it fails with what is wrong. It looks once in any case, for up to 10 s.",
+        ),
     ] = 600,
 ) -> None:
     """Wait until `hublog migrate` is through: for the log, and for the database where HUBLOG_POSTGRES_DSN is set.

@@ -11,6 +11,7 @@ from events.selector import Selector
 from events.subjects import HubSubjects
 from projections.read.events import tags
 from service.api.app import make_table
+from service.api.openapi import document
 from service.gateway.methods import METHODS
 from service.problems import POLICIES
 
@@ -22,6 +23,15 @@ CLIENTS = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
 def test_the_documents_have_every_route() -> None:
     listed = re.findall(r"^\| `((?:GET|POST|PUT|DELETE) [^`]+)` \|", API, re.MULTILINE)
     assert sorted(listed) == sorted(f"{route.method} {route.path}" for route in make_table().routes)
+
+
+def test_the_documents_have_what_every_item_holds() -> None:
+    schemas = document(make_table(), "0")["components"]["schemas"]
+    rows = re.findall(r"^\| ([a-z]+)(?:, history)? \| ((?:`\w+`(?:, )?)+) \|$", API, re.MULTILINE)
+    listed = {name: re.findall(r"`(\w+)`", fields) for name, fields in rows}
+    pages = {name.removesuffix("Page"): page for name, page in schemas.items() if name.endswith("Page")}
+    items = {name: page["properties"]["items"]["items"]["$ref"].rpartition("/")[2] for name, page in pages.items()}
+    assert listed == {f"{name.lower()}s": list(schemas[item]["properties"]) for name, item in items.items()}
 
 
 def test_the_documents_have_every_type_of_event_that_a_hub_can_hold() -> None:
