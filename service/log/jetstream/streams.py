@@ -193,10 +193,25 @@ def _say(name: str, wrong: dict[str, tuple[Any, Any]]) -> str:
     return "; ".join(_say_one(name, key, *both) for key, both in sorted(wrong.items()))
 
 
+_TIMES = frozenset({"max_age", "duplicate_window"})  # in nanoseconds
+_TO_CHANGE = ": set it to {found}, or let `hublog migrate` change the stream to {wanted}"
+_FROM = {
+    "max_age": "HUBLOG_MAX_AGE" + _TO_CHANGE,
+    "duplicate_window": "HUBLOG_DUPLICATE_WINDOW" + _TO_CHANGE,
+    "num_replicas": "HUBLOG_NATS_REPLICAS: set it to {found}, or let `hublog migrate` move the stream to {wanted}",
+    "metadata.hublog.partitions": "HUBLOG_PARTITIONS: set it to {found}; it is fixed for the life of a log",
+}
+"""Where a setting of a stream comes from, for whoever has to mend one of the two."""
+
+
 def _say_one(name: str, key: str, wanted: Any, found: Any) -> str:
-    said = f"{name}.{key} is {found!r}, defined {wanted!r}"
-    if key == "num_replicas":
-        said += f" (HUBLOG_NATS_REPLICAS: set it to {found}, or let `hublog migrate` move the stream to {wanted})"
+    if key in _TIMES:
+        wanted, found = (f"{time // _NS}s" if isinstance(time, int) else repr(time) for time in (wanted, found))
+        said = f"{name}.{key} is {found}, defined {wanted}"
+    else:
+        said = f"{name}.{key} is {found!r}, defined {wanted!r}"
+    if key in _FROM and found is not None and (name != LEASES or key == "num_replicas"):
+        said += f" ({_FROM[key].format(found=found, wanted=wanted)})"
     return said
 
 
