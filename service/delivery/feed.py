@@ -298,14 +298,14 @@ class Dispatcher:
                 self.hole(receiver, sequence)
             return
         state = session.settle(event, sequence, stored_at_us)
-        own = written.actor == f"session:{chain.name}"
+        own = isinstance(event, session.Attached) or written.actor == f"session:{chain.name}"
         # Whoever loses the session ends before its new connection begins.
         for receiver in sorted(chain.members.values(), key=lambda one: one.connection == state.connection):
             holds = state.status == "active" and receiver.connection == state.connection
             if holds and not receiver.live and receiver.hub is not None:
                 self._begin(receiver, sequence)
             if receiver.live:
-                self._follow_groups(receiver, state, sequence, own=own or isinstance(event, session.Attached))
+                self._follow_groups(receiver, state, sequence, own=own)
             receiver.on_event(receiver, event, state, sequence)
 
     def _begin(self, receiver: Receiver, sequence: int) -> None:

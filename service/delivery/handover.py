@@ -187,10 +187,10 @@ class Handover:
 
     async def _room(self, receiver: Receiver) -> bool:
         """Wait until a reader has made room; false when there is no reader any more."""
-        outbox = receiver.outbox
-        while outbox.open and (outbox.half_full or self._dispatcher.suspended):  # noqa: ASYNC110  a transport has no event for "half empty"
+        # Its outbox may outlive it here: that of a connection which has gone on with another session.
+        while receiver.outbox.open and (receiver.outbox.half_full or self._dispatcher.suspended):  # noqa: ASYNC110  a transport has no event for "half empty"
             await asyncio.sleep(PACE_S)
-        return outbox.open
+        return receiver.outbox.open
 
     def _start(self, running: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(running)

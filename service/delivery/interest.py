@@ -16,7 +16,7 @@ from events.subjects import HubSubjects
 from service.delivery.outbox import Outbox
 from service.log.port import LiveFeed, OnMessage, Subscription
 
-DROPPED_MAX = 10_000  # names kept of one hub; beyond, every new group is read from its first join on
+ASKED_MAX = 256  # groups that a receiver may be about to join; beyond, each that is new here is read from its join on
 LINGER_S = 10.0  # a subject is heard this long after its last receiver left: people come back
 LEAVERS_MAX = 256  # how many departures a chain remembers, to know who else a late hole concerns
 
@@ -32,10 +32,13 @@ class Receiver:
     ``delivered`` is the highest sequence that it was given; ``deliver`` takes a frame to it: the outbox, or a gate
     before it. ``kind`` is the kind of wire (see ``feed.Encode``). It is in the audience from behind ``since``, the
     sequence of the ``opened`` or ``attached`` that names its connection. ``on_event`` hears the session's own events in
-    sequence; ``on_hole`` is told when something was missed that can no longer be delivered in order.
+    sequence; ``on_hole`` is told when something was missed that can no longer be delivered in order. ``asked`` are the
+    groups that were heard here before a join of this session was asked for, each with the chain that has heard it ever
+    since; None where it was not the same all the time.
     """
 
     __slots__ = (
+        "asked",
         "connection",
         "deliver",
         "delivered",
@@ -73,16 +76,32 @@ class Receiver:
         self.since = 0
         self.delivered = 0
         self.groups: dict[str, int] = {}
+        self.asked: dict[str, Chain | None] | None = None
         self.live = False
 
     def expect_group(self, group: str) -> None:
-        """Hear a group that this session is about to join, while its connection is there."""
-        if self.hub is not None:
-            self.hub.expect_group(group)
+        """Hear a group that this session is about to join, or in which it is about to come here, while its connection
+        is there. Call before that is appended, so that nothing behind it can be missed.
+        """
+        if self.hub is None:
+            return
+        chain = self.hub.hear_group(group)
+        if self.asked is None or len(self.asked) >= ASKED_MAX:
+            self.asked = {}
+        self.asked[group] = chain if self.asked.get(group, chain) is chain else None
+
+    def was_expected(self, group: str) -> bool:
+        """Whether a group has been heard here ever since the join that comes by now was asked for; forgets that."""
+        if self.asked is None or self.hub is None:
+            return False
+        chain = self.asked.pop(group, None)
+        if not self.asked:
+            self.asked = None
+        return chain is not None and self.hub.group(group) is chain
 
     def retire(self) -> None:
         """Nobody is there any more. Chains remember those who left: that must not keep a connection alive."""
-        self.hub, self.live, self.outbox = None, False, _CLOSED
+        self.hub, self.live, self.outbox, self.asked = None, False, _CLOSED, None
         self.on_event = self.on_hole = _nobody
         self.deliver = _CLOSED.write
 
@@ -98,11 +117,10 @@ class Chain:
 
     ``last`` is the last sequence really seen on it. A chain without members is not checked for holes. ``covered``: it
     has been heard since before the first of its members began, which was at ``base``. ``expected``: sessions that
-    will be members once their `opened` has come by. ``asked``: a join was asked for here, and none has come by since.
+    will be members once their `opened` has come by.
     """
 
     __slots__ = (
-        "asked",
         "base",
         "covered",
         "expected",
@@ -126,7 +144,6 @@ class Chain:
         self.members = members
         self.known = 0
         self.last = 0
-        self.asked = False
         self.covered = False
         self.base = 0
         self.expected = 0
@@ -156,14 +173,13 @@ class Chain:
 class HubInterest:
     """The chains of one hub on this node. ``receivers`` are the sessions whose ``opened`` has come by."""
 
-    __slots__ = ("chains", "dropped", "expected", "heard", "receivers", "subjects")
+    __slots__ = ("chains", "expected", "heard", "receivers", "subjects")
 
     def __init__(self, subjects: HubSubjects, heard: Callable[[Chain], Subscription]) -> None:
         self.subjects = subjects
         self.heard = heard
         self.chains: dict[str, Chain] = {}
         self.receivers: dict[str, Receiver] = {}
-        self.dropped: set[str] = set()  # groups that were dropped while a join was still to come by
         self.expected = 0  # receivers whose `opened` is on its way: the hub must be heard meanwhile
 
     def group(self, name: str) -> Chain | None:
@@ -182,22 +198,9 @@ class HubInterest:
         chain.subscription = self.heard(chain)
         return chain
 
-    def expect_group(self, group: str) -> Chain:
-        """Hear a group; call before ``joined`` is appended, so that nothing behind it can be missed."""
-        chain = self.chain("group", group, self.subjects.group(group))
-        chain.asked = True
-        return chain
-
-    def was_dropped(self, group: str) -> bool:
-        """Whether a join that comes by now may be one that the group was expected for before it was dropped: then it
-        is heard again only since a later join was asked for. Asking forgets it.
-        """
-        if len(self.dropped) > DROPPED_MAX:
-            return True
-        if group not in self.dropped:
-            return False
-        self.dropped.discard(group)
-        return True
+    def hear_group(self, group: str) -> Chain:
+        """The chain of a group, heard from now on."""
+        return self.chain("group", group, self.subjects.group(group))
 
     @property
     def many(self) -> Chain:
@@ -223,10 +226,11 @@ class Interest:
         for hub in self.hubs.values():
             yield from hub.chains.values()
 
-    def expect(self, subjects: HubSubjects, receiver: Receiver, known: int = 0, groups: Iterable[str] = ()) -> None:
-        """Hear everything that a session must receive; call before its ``opened`` or ``attached`` is appended.
+    def expect(self, subjects: HubSubjects, receiver: Receiver, known: int = 0) -> None:
+        """Hear what a session must receive; call before its ``opened`` or ``attached`` is appended.
 
-        ``known`` is the last sequence of the session's own subject, ``groups`` are those it is in, as they were loaded.
+        ``known`` is the last sequence of the session's own subject, as it was loaded. Groups that it is in already are
+        to be expected one by one (``Receiver.expect_group``).
         """
         hub = self.hubs.get(subjects.hub)
         if hub is None:
@@ -234,8 +238,6 @@ class Interest:
         hub.expected += 1
         receiver.hub = hub
         self._hear_session(hub, receiver, known)
-        for group in groups:
-            hub.expect_group(group)
         if receiver.user is not None:
             hub.chain("user", receiver.user, subjects.user(receiver.user)).expected += 1
         if subjects.all() not in hub.chains:
@@ -268,14 +270,13 @@ class Interest:
     def join(self, receiver: Receiver, group: str, sequence: int, *, own: bool) -> tuple[Chain, bool]:
         """``joined`` came by. Returns the group's chain, and whether something behind the join may have been missed.
 
-        ``own``: the join was asked for on its own connection, so the group was expected before; joins made elsewhere
+        ``own``: asked for by the session itself. If that was here, the group was expected before; joins made elsewhere
         may be older than the moment from which the group was heard.
         """
         hub = receiver.hub
         assert hub is not None
-        expected = own and hub.group(group) is not None and not hub.was_dropped(group)
-        chain = hub.expect_group(group)
-        chain.asked = False
+        expected = receiver.was_expected(group) and own
+        chain = hub.hear_group(group)
         unsure = not chain.covered and not expected
         if not chain.covered:
             chain.covered, chain.base = True, sequence
@@ -340,8 +341,6 @@ class Interest:
 
     def _drop(self, chain: Chain) -> None:
         chain.hub.chains.pop(chain.subject, None)
-        if chain.asked:
-            chain.hub.dropped.add(chain.name)
         if chain.subscription is not None:
             chain.subscription.unsubscribe()
             chain.subscription = None

@@ -173,10 +173,10 @@ def _starts(found: Iterable[tuple[Chain, int, bytes]]) -> dict[Chain, int]:
             continue
         if isinstance(decoded, session.Joined):
             for group in decoded.groups:
-                begin(hub.expect_group(group), sequence)
+                begin(hub.hear_group(group), sequence)
         elif isinstance(decoded, session.Opened | session.Attached):
             for group in decoded.after.groups:
-                begin(hub.expect_group(group), sequence)
+                begin(hub.hear_group(group), sequence)
             subjects = [hub.subjects.all(), hub.subjects.many(), hub.subjects.inbox(chain.name)]
             if decoded.after.user is not None:
                 subjects.append(hub.subjects.user(decoded.after.user))

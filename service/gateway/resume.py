@@ -81,8 +81,11 @@ async def take_over(
         nonlocal tried
         if not here():
             raise LogOverloaded("the client was gone before it was its turn")
-        tried = True
-        dispatcher.interest.expect(subjects, receiver, known.sequence, known.state.groups)
+        if not tried:
+            tried = True
+            dispatcher.interest.expect(subjects, receiver, known.sequence)
+        for group in known.state.groups:  # it may have come to be in others since the attempt before
+            receiver.expect_group(group)
 
     command = session.Attach(
         node=context.node,

@@ -101,6 +101,7 @@ class CommandRunner(Generic[State, Command]):
         hint: Callable[[], Known[State] | None] | None = None,
         insist: bool = False,
         wanted: Callable[[], bool] = lambda: True,
+        expect: Callable[[Known[State]], None] = lambda _known: None,
     ) -> Executed[State]:
         """Decide ``command`` on the state of ``subject`` and append what happens.
 
@@ -108,6 +109,7 @@ class CommandRunner(Generic[State, Command]):
         on the leader before it is believed. With ``insist`` a command is repeated until the log answers; cancel it to
         give up, or let it not be ``wanted`` any more: then what stopped it is raised, OutcomeUnknown if any attempt may
         be stored. All repeats share one budget: beyond it a command ends as Conflict, and one that insists waits.
+        ``expect`` is called before each append with the state that it goes by; what it raises is as if the log did.
 
         Raises: Refused (and its kin, from decide), Conflict (others were quicker for 2 s, or very many repeat at once),
         Unavailable, OutcomeUnknown.
@@ -118,7 +120,7 @@ class CommandRunner(Generic[State, Command]):
             unknown: OutcomeUnknown | None = None
             while True:
                 try:
-                    return await self._attempt(subject, command, actor, known)
+                    return await self._attempt(subject, command, actor, known, expect)
                 except Conflict as exc:
                     stopped: HublogError = exc
                     self.conflicts += 1
@@ -131,6 +133,8 @@ class CommandRunner(Generic[State, Command]):
                         raise
                     stopped, may = exc, False
                     unknown = exc if isinstance(exc, OutcomeUnknown) else unknown
+                if not wanted():
+                    raise unknown or stopped
                 while not may:
                     await asyncio.sleep(random.uniform(*INSIST_BACKOFF_S))  # noqa: S311
                     may = self._may_repeat()
@@ -144,13 +148,21 @@ class CommandRunner(Generic[State, Command]):
             self._log.tally.repeats_refused += 1
         return may
 
-    async def _attempt(self, subject: str, command: Command, actor: str, hint: Known[State] | None) -> Executed[State]:
+    async def _attempt(
+        self,
+        subject: str,
+        command: Command,
+        actor: str,
+        hint: Known[State] | None,
+        expect: Callable[[Known[State]], None],
+    ) -> Executed[State]:
         known, events = hint, self._foresee(hint, command)
         if known is None or not events:
             known = await self.load(subject)
             events = self._aggregate.decide(known.state, command)
         if not events:
             return Executed(known, (), known)
+        expect(known)
         written = [self._author.write(event, actor=actor) for event in events]
         sequence = await self._log.append(subject, written, known.sequence)
         state = self._aggregate.after(events[-1], sequence, self._author.now_us())

@@ -107,8 +107,8 @@ class SessionRegistry(Protocol):
     ) -> Attachment:
         """Take a session over with a resume token: the newest connection has it from the sequence that is answered.
 
-        ``expect(known)`` is called with the state before anything is written, so that what the session must receive
-        is heard beforehand; what it raises ends this. Repeated until the log answers, while it is ``wanted``.
+        ``expect(known)`` is called before each attempt to write, with the state that it goes by: what the session must
+        receive is to be heard beforehand. Repeated until the log answers, while it is ``wanted``.
 
         Raises: SessionNotFound, SessionClosed (also as it is found expired), NotResumable, TokenStale; Unavailable and
         OutcomeUnknown where it is not wanted any more: then it may be attached nevertheless.
@@ -232,12 +232,9 @@ class LogSessionRegistry:
         wanted: Callable[[], bool] = lambda: True,
     ) -> Attachment:
         subject = self._subjects.session(session_id)
-        before = await self._runner.load(subject)
-        if before.state.status not in {"none", "closed"}:
-            expect(before)
         try:
             executed = await self._runner.execute(
-                subject, command, actor=f"session:{session_id}", hint=lambda: before, insist=True, wanted=wanted
+                subject, command, actor=f"session:{session_id}", insist=True, wanted=wanted, expect=expect
             )
         except (OutcomeUnknown, asyncio.CancelledError):
             self._doubts[command.connection] = session.Carry()

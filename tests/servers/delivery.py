@@ -77,7 +77,7 @@ class World:
         """A join: made by this node, which then hears the groups beforehand, or anywhere else."""
         if here and self.log.connected and peer.receiver.hub is not None:
             for group in groups:
-                peer.receiver.hub.expect_group(group)
+                peer.receiver.expect_group(group)
             self.command(peer, session.Join(tuple(groups)), actor=f"session:{peer.id}")
         else:
             self.command(peer, session.Join(tuple(groups)))

@@ -385,3 +385,53 @@ async def test_a_leader_that_does_not_know_what_was_heard_is_not_believed(monkey
                 await asyncio.sleep(0)
         assert asked == 3
         assert world.peers[0].transport.frames == [0, 1]
+
+
+async def test_a_group_that_another_session_is_about_to_join_is_not_taken_for_heard_since_ones_own_join() -> None:
+    """Its own: asked for on the connection that the session had before, which was another node's."""
+    async with running() as world:
+        for _ in range(2):
+            world.open(None)
+        await turns(5)
+        one, other = world.peers
+        world.command(one, session.Join(("a",)), actor=f"session:{one.id}")
+        world.call(selector.Group("a"), None)
+        other.receiver.expect_group("a")
+        world.call(selector.All(), None)
+        await settled(world)
+        assert one.transport.frames == [0, 1, 2]
+        assert other.transport.frames == [0, 2]
+        assert world.dispatcher.counters.holes == 0
+        assert world.dispatcher.counters.held_for["chain"] == world.dispatcher.counters.tail_repairs == 0
+
+
+async def test_a_group_that_was_not_heard_all_the_time_since_its_join_was_asked_for_is_read() -> None:
+    async with running() as world:
+        world.open(None)
+        await turns(5)
+        (one,) = world.peers
+        one.receiver.expect_group("a")
+        world.dispatcher.interest.reap(monotonic() + 1_000)  # the log takes long to answer
+        world.command(one, session.Join(("a",)), actor=f"session:{one.id}")
+        world.call(selector.Group("a"), None)
+        one.receiver.expect_group("a")  # it is impatient, and asks again
+        world.call(selector.All(), None)
+        await settled(world)
+        assert one.transport.frames == [0, 1, 2]
+        assert world.dispatcher.counters.holes == 0
+        assert one.receiver.asked is None
+
+
+async def test_a_join_by_the_api_is_not_taken_for_ones_own_that_was_asked_for_later() -> None:
+    async with running() as world:
+        world.open(None)
+        await turns(5)
+        (one,) = world.peers
+        world.join(one, ["a"], here=False)
+        world.call(selector.Group("a"), None)
+        one.receiver.expect_group("a")
+        world.call(selector.All(), None)
+        await settled(world)
+        assert one.transport.frames == [0, 1, 2]
+        assert world.dispatcher.counters.holes == 0
+        assert world.dispatcher.counters.held_for["chain"] == world.dispatcher.counters.tail_repairs == 0

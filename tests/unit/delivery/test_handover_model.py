@@ -149,7 +149,9 @@ class World:
         receiver, gate = client.connect(node)
         known = self.log._partitions[0].last_of(SUBJECTS.session(client.id))
         assert known is not None
-        self.nodes[node].interest.expect(SUBJECTS, receiver, known.sequence, before.groups)
+        self.nodes[node].interest.expect(SUBJECTS, receiver, known.sequence)
+        for group in before.groups:
+            receiver.expect_group(group)
         attach = session.Attach(f"n{node}", "i", receiver.connection, before.generation, 0, 1 << 60)
         sequence = self.store(client, attach)
         assert sequence
@@ -339,8 +341,19 @@ TWICE_AT_ONCE: list[tuple[object, ...]] = [
     ("cut",),
 ]
 
+# Who is let go while it reads nothing of what it is handed.
+GONE_WITHOUT_READING: list[tuple[object, ...]] = [
+    ("open", None, 0),
+    ("all",),
+    ("pause", 0),
+    ("trip", 0, 0, "a"),
+    ("turns", 60),
+    ("detach", 0),
+]
+
 
 @FULL
+@example(GONE_WITHOUT_READING, 8, history.PIECE_EVENTS, handover.READ_WHOLE_MAX)
 @example(BACK_WITHOUT_READING, 64, history.PIECE_EVENTS, handover.READ_WHOLE_MAX)
 @example(TWICE_AT_ONCE, 8, history.PIECE_EVENTS, handover.READ_WHOLE_MAX)
 @given(

@@ -291,3 +291,24 @@ async def test_nothing_is_left_of_who_came_and_went(node: Node):
         async with node.client("?resumable=1") as other:
             await asked(other, "hub.resume", first["resumeToken"], first["cursor"])
     await node.empty()
+
+
+async def test_a_join_by_the_api_that_a_resume_meets_holds_nobody(node: Node, speaker: RawClient):
+    async with node.client("?resumable=1") as client:
+        before = await asked(client, "hub.session")
+    subject = SUBJECTS.session(before["sessionId"])
+    await until(lambda: node.log.sessions()[subject].status == "detached", "the detach")
+    holds = node.dispatcher.counters.holds
+    node.log.may_append.clear()
+    async with node.client(resume(before), handshake=None) as client:
+        client.send(HANDSHAKE)
+        await until(lambda: node.log.waiting == 1, "the attach to wait")
+        (event,) = session.decide(node.log.sessions()[subject], session.Join(("red",)))
+        node.log.store(subject, node.context.author.write(event, actor="system:api"))
+        missed = await say(speaker, 1, to={"to": "group", "group": "red"})
+        node.log.may_append.set()
+        await client.record(containing=b"{}")
+        live = await say(speaker, 2, to={"to": "group", "group": "red"})
+        await client.record(containing=live.encode())
+        assert said(client) == [[1, missed], [2, live]]
+    assert node.dispatcher.counters.holds == holds
