@@ -24,8 +24,10 @@ Ladder = Sequence[tuple[signal.Signals, float]]
 class Child:
     """A running (or ended) process. ``returncode`` is negative for a signal, None while it runs."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], log_file: Path) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[bytes], log_file: Path, *, log_start: int = 0) -> None:
+        """``log_start``: what stands before that in the file was written by earlier ones."""
         self.name = name
+        self._log_start = log_start
         self.log_file = log_file
         self._process = process
 
@@ -78,10 +80,10 @@ class Child:
             return "still running"
         return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
-    def last_output(self, lines: int = 5, *, from_byte: int = 0) -> str:
-        """The end of what it wrote, for the error that reports its end; nothing that stands before ``from_byte``."""
+    def last_output(self, lines: int = 5) -> str:
+        """The end of what it wrote, for the error that reports its end."""
         with self.log_file.open("rb") as file:
-            file.seek(max(from_byte, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            file.seek(max(self._log_start, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             text = file.read().decode("utf-8", "replace")
         return "\n".join(text.rstrip().splitlines()[-lines:])
 
@@ -112,6 +114,7 @@ def spawn(
     shim = confine.command(program, parent_pid=os.getpid(), death_signal=death_signal, identity=identity, owned=owned)
     try:
         with log_file.open("ab") as output:
+            log_start = output.tell()
             process = subprocess.Popen(
                 shim,
                 stdin=subprocess.DEVNULL,
@@ -124,4 +127,4 @@ def spawn(
             )
     except OSError as exc:
         raise Misconfigured(f"{name} cannot be started: {exc}") from exc
-    return Child(name, process, log_file)
+    return Child(name, process, log_file, log_start=log_start)

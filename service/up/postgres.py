@@ -176,7 +176,6 @@ class PostgresServer:
         fast = (
             () if self._durable else ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
         )
-        log_start = self._log_file.stat().st_size if self._log_file.exists() else 0
         self.child = child = spawn(
             "postgres",
             [
@@ -195,7 +194,7 @@ class PostgresServer:
                 if self._is_ready(child.pid):
                     return True
                 if child.returncode is not None:
-                    if any(sign in child.last_output(from_byte=log_start) for sign in STILL_HELD):
+                    if any(sign in child.last_output() for sign in STILL_HELD):
                         return False
                     raise child.cannot_start(
                         f"Postgres ended at once ({child.describe_end()})", otherwise=self._otherwise

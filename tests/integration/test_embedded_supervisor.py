@@ -74,6 +74,16 @@ def pids(units: Sequence[Unit]) -> list[int]:
     return [unit.child.pid for unit in units if unit.child is not None]
 
 
+async def test_what_a_process_wrote_is_not_what_an_earlier_one_did(tmp_path: Path) -> None:
+    said = []
+    for word in ("first", "second"):
+        child = spawn("it", ["/bin/echo", word], log_file=tmp_path / "it.log", death_signal=signal.SIGKILL)
+        await child.wait()
+        said.append(child.last_output())
+    assert said == ["first", "second"]
+    assert (tmp_path / "it.log").read_text(encoding="ascii") == "first\nsecond\n"
+
+
 async def test_stages_are_stopped_in_reverse_also_after_an_interrupt(sleepers: list[Sleeper], story: list[str]) -> None:
     async def serve() -> None:
         async with supervisor(io.StringIO()) as up:
