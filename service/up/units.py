@@ -163,26 +163,39 @@ class Process(Unit):
                     )
                 try:
                     async with session.get(f"{self._admin_url}/readyz") as answer:
-                        why = (await answer.text()).strip()
-                        if (other := _answered_by(why)) != child.pid:
-                            why = f"another process ({other or 'not of hublog'}) has its port"
+                        said = readiness(await answer.text())
+                        if said.pid != child.pid:
+                            why = f"another process ({said.pid or 'not of hublog'}) has its port"
                         elif answer.status == HTTPStatus.OK:
                             return
+                        else:
+                            why = f"it says of itself\n{said.red()}"
                 except (aiohttp.ClientError, TimeoutError) as exc:
                     why = f"it did not answer ({exc})"
                 await asyncio.sleep(READY_POLL_S)
-        raise Misconfigured(f"{self.name} was not ready within {READY_TIMEOUT_S:.0f} s: {why}; see {child.log_file}")
+        raise NotReady(f"{self.name} was not ready within {READY_TIMEOUT_S:.0f} s: {why}\nits log is {child.log_file}")
 
 
-class _Readiness(msgspec.Struct, frozen=True):
-    """As much of an answer as tells whose it is."""
-
-    pid: int
+class NotReady(Misconfigured):
+    hint = "docs/troubleshooting.md has each check and each code."
 
 
-def _answered_by(body: str) -> int | None:
-    """Whose answer it is: of two installations that start on the same ports at the same moment, one gets them."""
+class Readiness(msgspec.Struct, frozen=True):
+    """As much of an answer of ``/readyz`` as tells whose it is and what is wrong.
+
+    Of two installations that start on the same ports at the same moment, one gets them.
+    """
+
+    pid: int | None = None
+    checks: Mapping[str, str] = {}
+
+    def red(self) -> str:
+        """A line for each check that is not ``ok``."""
+        return "\n".join(f"  {check}: {said}" for check, said in self.checks.items() if said != "ok")
+
+
+def readiness(body: str) -> Readiness:
     try:
-        return msgspec.json.decode(body, type=_Readiness).pid
+        return msgspec.json.decode(body, type=Readiness)
     except msgspec.DecodeError:
-        return None
+        return Readiness()
