@@ -11,7 +11,10 @@ help:
 	@echo "make test     install what tests need and run them all"
 	@echo "make check    format, lint, import contracts, types, tests, migrations"
 	@echo "make install  only install"
+	@echo "make examples install what examples/chat needs (Node.js 20 or newer)"
+	@echo "make format   put the code into its format"
 	@echo "make lock     renew locks/*.txt from pyproject.toml"
+	@echo "make clean    remove what was installed; data in .hublog/ stays"
 
 up: install
 	@$(BIN)/hublog up $(ARGS)

@@ -204,7 +204,10 @@ function show(text) {
 try {
   await connection.start();
 } catch (error) {
-  console.error(`cannot connect to ${options.url}: ${error.message}`);
+  // A refused token is a problem document, which the stock client quotes whole.
+  const problem = error.message.match(/\{"type".*\}/)?.[0];
+  const { code, detail, hint } = problem ? JSON.parse(problem) : {};
+  console.error(`cannot connect to ${options.url}: ${code ? `${code}: ${detail}. ${hint}` : error.message}`);
   process.exit(1);
 }
 const { sessionId } = await introduce();
