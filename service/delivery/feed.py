@@ -75,6 +75,7 @@ class Dispatcher:
         self.voice = Voice(_log.bind(partition=partition))
         self.interest = Interest(feed, self.hear)
         self.position = 0  # the highest sequence dispatched
+        self.sure = 0  # up to here nothing is missing, whether any of it was for somebody here or not
         self.live = True
         self.held_since_s = 0.0
         self.holds_until_s = math.inf  # until when the node's lease holds; beyond it nothing is delivered

@@ -130,9 +130,11 @@ async def _read_all(dispatcher: Dispatcher) -> int:
     rest = [chain for chain in moved if chain.kind != "log"] + list(fresh)
     found += await _read(dispatcher, [chain for chain in rest if chain.known < high], high)
     found.sort(key=lambda item: item[1].sequence)
+    forgotten = await log.first_sequence(dispatcher.partition) - 1
     overtaken, burst_bytes = dispatcher.position, 0
     if dispatcher.suspended:
         raise Suspended("the lease ran out during a repair")
+    _tell_of_the_forgotten(dispatcher, forgotten)
     for chain, event in found:
         if event.sequence <= chain.known:
             continue
@@ -150,6 +152,18 @@ async def _read_all(dispatcher: Dispatcher) -> int:
     if fresh:
         dispatcher.hold("new group", fresh)
     return high
+
+
+def _tell_of_the_forgotten(dispatcher: Dispatcher, up_to: int) -> None:
+    """Where nothing was heard for so long that the log has forgotten some of it, nobody can say what is missing."""
+    heard = max(dispatcher.position, dispatcher.sure)
+    if heard >= up_to:
+        return
+    for chain in [chain for chain in dispatcher.interest.chains() if chain.kind == "log"]:
+        for receiver in list(chain.members.values()):
+            # Of one that is still to come, its beginning may be what is forgotten.
+            if not receiver.live or max(receiver.since, receiver.delivered) < up_to:
+                dispatcher.hole(receiver, heard + 1)
 
 
 def _starts(found: Iterable[tuple[Chain, int, bytes]]) -> dict[Chain, int]:
@@ -224,6 +238,8 @@ async def _check_tail(dispatcher: Dispatcher) -> None:
                     await asyncio.sleep(pause_s)
                 if certain:
                     checked = high
+                    if dispatcher.live:
+                        dispatcher.sure = high
         except HublogError as error:
             _log.warning("delivery.tail_unchecked", partition=dispatcher.partition, code=error.code)
 

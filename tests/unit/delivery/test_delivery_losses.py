@@ -435,3 +435,40 @@ async def test_a_join_by_the_api_is_not_taken_for_ones_own_that_was_asked_for_la
         assert one.transport.frames == [0, 1, 2]
         assert world.dispatcher.counters.holes == 0
         assert world.dispatcher.counters.held_for["chain"] == world.dispatcher.counters.tail_repairs == 0
+
+
+async def test_what_the_log_forgets_while_nothing_is_heard_is_a_hole_for_everybody_and_no_gap() -> None:
+    async with running() as world:
+        for _ in range(2):
+            world.open(None)
+        await turns(5)
+        world.call(selector.All(), None)
+        await turns(5)
+        world.open(None)
+        world.log.disconnect()  # before it has come by
+        world.call(selector.All(), None)
+        world.call(selector.All(), None)
+        world.log.forget(0, world.log._partitions[0].last)
+        await settled(world)
+        assert [peer.hole for peer in world.peers] == [True, True, True]
+        assert [peer.transport.frames for peer in world.peers] == [[0, 1], [0, 1], [0]]
+
+
+async def test_what_the_log_forgets_of_others_while_nothing_is_said_here_is_no_hole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(repair, "TAIL_EVERY_S", 0.0)
+    async with running() as world:
+        world.open(None)
+        await turns(5)
+        for _ in range(3):
+            world.call(selector.Group("elsewhere"), None)
+        async with asyncio.timeout(2):
+            while world.dispatcher.sure < 4:
+                await turns(1)
+        world.log.forget(0, 5)
+        world.log.disconnect()
+        world.call(selector.All(), None)
+        await settled(world)
+        assert not world.peers[0].hole
+        assert world.peers[0].transport.frames == [0, 4]
