@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -221,6 +222,23 @@ async def test_a_kicked_client_is_closed_and_says_why(gateways: tuple[str, str],
         assert client.state is State.CLOSED
         assert client.error is not None
         assert client.error.code == "kicked"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        ({"hub": "Chat"}, "invalid_name"),
+        ({"user": ""}, "invalid_name"),
+        ({"metadata": {"a": "x" * 3000}}, "invalid_query"),
+    ],
+)
+async def test_a_refusal_has_the_words_of_the_gateway(
+    gateways: tuple[str, str], wrong: dict[str, Any], code: str
+) -> None:
+    with pytest.raises(ServerError) as refused:
+        await Client(gateways[0], **{"hub": "chat", **wrong}).__aenter__()
+    assert refused.value.code == code
+    assert refused.value.hint != ""
 
 
 async def test_a_client_whose_handlers_are_stuck_is_cut_off_and_loses_nothing(
