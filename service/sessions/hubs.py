@@ -5,6 +5,7 @@ Also the commands of the query API, which names the hub with each of them.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import structlog
 
@@ -18,6 +19,7 @@ from service.sessions.registry import KnownSession
 from service.sessions.router import Call, Outcome
 
 IDLE_HUBS_MAX = 1_024  # managers are small, but anybody can name hubs: those without local sessions make room
+LOOKS_MAX = 8  # at managers, for one without sessions, for each new hub: all may have some, and there may be thousands
 
 _log = structlog.get_logger(__name__)
 
@@ -30,14 +32,14 @@ class Hubs:
     def __init__(self, log: EventLog, factory: Factory) -> None:
         self._log = log
         self._factory = factory
-        self._managers: dict[HubName, asyncio.Task[Manager]] = {}
+        self._managers: dict[HubName, asyncio.Task[Manager]] = {}  # who was needed last is last
 
     async def manager(self, hub: HubName) -> Manager:
         """The hub's manager. Raises: what its ``initialize`` raises; then the next call tries again."""
-        making = self._managers.get(hub)
+        making = self._needed(hub)
         if making is None:
             await self._make_room()
-            making = self._managers.get(hub)
+            making = self._needed(hub)
         if making is None:
             making = self._managers[hub] = asyncio.ensure_future(self._make(hub))
         try:
@@ -118,20 +120,30 @@ class Hubs:
         await manager.initialize()
         return manager
 
+    def _needed(self, hub: HubName) -> asyncio.Task[Manager] | None:
+        making = self._managers.pop(hub, None)
+        if making is not None:
+            self._managers[hub] = making
+        return making
+
     async def _make_room(self) -> None:
+        """Let go of one that nobody needs, looking first at those that were not needed for longest."""
         if len(self._managers) < IDLE_HUBS_MAX:
             return
-        for hub, making in list(self._managers.items()):
+        for hub in list(islice(self._managers, LOOKS_MAX)):
+            making = self._managers[hub]
             if not making.done() or making.cancelled() or making.exception():
                 continue
             idle = making.result()
-            if not idle.sessions.local_sessions():
-                del self._managers[hub]
-                try:
-                    await idle.shutdown()
-                except Exception:  # noqa: BLE001  of another hub than the one that is asked for
-                    _log.exception("hub.not_shut_down", hub=hub)
-                return
+            if idle.sessions.local_sessions():
+                self._needed(hub)
+                continue
+            del self._managers[hub]
+            try:
+                await idle.shutdown()
+            except Exception:  # noqa: BLE001  of another hub than the one that is asked for
+                _log.exception("hub.not_shut_down", hub=hub)
+            return
 
     def _position(self, hub: HubName, known: KnownSession) -> Position:
         return self._at(hub, known.sequence)

@@ -112,6 +112,25 @@ async def test_hubs_without_sessions_here_make_room(hubs, factory, monkeypatch):
     assert await hubs.manager(CHAT) is busy
 
 
+async def test_who_was_asked_for_last_makes_room_last(hubs, factory, monkeypatch):
+    monkeypatch.setattr(module, "IDLE_HUBS_MAX", 2)
+    for hub in (CHAT, GAMES, CHAT, HubName("new")):
+        await hubs.manager(hub)
+    assert factory.shut_down == [GAMES]
+
+
+async def test_a_new_hub_looks_at_few_of_the_others(hubs, monkeypatch):
+    """Each of thousands of hubs may have a session here: they are not all asked, over and over."""
+    monkeypatch.setattr(module, "IDLE_HUBS_MAX", 3)
+    asked: list[HubName] = []
+    for number in range(40):
+        hub = HubName(f"h{number}")
+        manager = await hubs.manager(hub)
+        manager.sessions.local_sessions = lambda hub=hub: asked.append(hub) or (SessionId("s"),)
+    assert len(asked) <= 37 * module.LOOKS_MAX
+    assert {HubName(f"h{number}") for number in range(30)} <= {*asked}, "everybody's turn comes"
+
+
 # ---- commands by hub
 
 
