@@ -20,6 +20,10 @@ from service.sessions.view import AsOf, GlobalView
 
 _metadata: msgspec.json.Decoder[dict[str, msgspec.Raw] | None] = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
 
+DOUBTS_MAX = (
+    30_000  # connections whose first write may still arrive; beyond, the oldest is taken to have come to nothing
+)
+
 SessionRunner = CommandRunner[session.State, session.Command]
 KnownSession = Known[session.State]
 
@@ -195,7 +199,7 @@ class LogSessionRegistry:
         except SessionExists:
             return False
         except (OutcomeUnknown, asyncio.CancelledError):
-            self._doubts[new.connection] = command
+            self._doubt(new.connection, command)
             raise
         self._local.learn(new.session_id, executed.known)
         return True
@@ -237,7 +241,7 @@ class LogSessionRegistry:
                 subject, command, actor=f"session:{session_id}", insist=True, wanted=wanted, expect=expect
             )
         except (OutcomeUnknown, asyncio.CancelledError):
-            self._doubts[command.connection] = session.Carry()
+            self._doubt(command.connection, session.Carry())
             raise
         if executed.known.state.status == "closed":
             raise SessionClosed("the session has expired")
@@ -271,6 +275,11 @@ class LogSessionRegistry:
 
     async def ids(self) -> AsOf[tuple[SessionId, ...]]:
         return await self._view.session_ids(self._hub)
+
+    def _doubt(self, connection: str, settles: session.Open | session.Carry) -> None:
+        if len(self._doubts) >= DOUBTS_MAX:
+            del self._doubts[next(iter(self._doubts))]
+        self._doubts[connection] = settles
 
     async def _end(
         self, session_id: SessionId, connection: str, end: Callable[[], Awaitable[Executed[session.State]]]

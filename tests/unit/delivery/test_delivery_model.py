@@ -39,8 +39,12 @@ ACTION = st.one_of(
     st.tuples(st.just("cut")),
     st.tuples(st.just("heal")),
     st.tuples(st.just("reap")),
+    st.tuples(st.just("doubt")),
+    st.tuples(st.just("vanish"), PEER),
+    st.tuples(st.just("ask"), PEER, st.sampled_from(GROUPS)),
     # What only hurts close together, so that it is tried often.
     st.tuples(st.just("join and call"), PEER, st.sampled_from(GROUPS)),
+    st.tuples(st.just("join, call and ask"), PEER, PEER, st.sampled_from(GROUPS), st.sampled_from(["api", "itself"])),
     st.tuples(st.just("joins in a row"), st.lists(st.tuples(PEER, GROUP_LIST), min_size=2, max_size=4), GROUP_LIST),
     st.tuples(st.just("lose a join to several"), PEER, GROUP_LIST),
     st.tuples(st.just("leave and call"), PEER, st.sampled_from(GROUPS)),
@@ -88,6 +92,22 @@ def act(world: World, action: tuple[object, ...], *, drops: bool) -> None:
             world.log.reconnect()
         case ("reap",) if world.dispatcher.live:
             world.dispatcher.interest.reap(time.monotonic() + 1_000)
+        case ("doubt",):
+            world.log.change_leader(0)
+        case ("vanish", number):
+            peer(number).vanish()
+        case ("ask", number, group):  # a join that is refused, or has nothing to write
+            peer(number).receiver.expect_group(str(group))
+        case ("join, call and ask", number, other, group, who):
+            # Somebody asks to join what another is in already, of which this node has not heard yet.
+            joins = peer(number)
+            if who == "itself" and peer(other) is joins:
+                return  # the same on two connections at once: the tail check finds what came between, and says so
+            actor = f"session:{joins.id}" if who == "itself" else "system:api"
+            world.command(joins, session.Join((str(group),)), actor=actor)
+            world.call(selector.Group(str(group)), None)
+            peer(other).receiver.expect_group(str(group))
+            world.call(selector.All(), None)
         case ("join and call", number, group):
             world.join(peer(number), [str(group)], here=False)
             world.call(selector.Group(str(group)), None)

@@ -6,6 +6,7 @@ end every client holds exactly what ``events.audience`` says, as if nothing had 
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from unittest.mock import patch
 
@@ -118,13 +119,12 @@ class World:
         self.clients: list[Client] = []
         self.calls = 0
 
-    def store(self, client: Client, command: session.Command) -> int:
+    def store(self, client: Client, command: session.Command, actor: str = "system:api") -> int:
         """Decide and store as whoever appended first; returns the sequence of what was written, 0 for nothing."""
         subject = SUBJECTS.session(client.id)
         sequence = 0
         for event in session.decide(client.state, command):
-            # Nobody here joins on its own connection, which would have its node hear the group beforehand.
-            sequence = self.log.store(subject, self.author.write(event, actor="system:api"))
+            sequence = self.log.store(subject, self.author.write(event, actor=actor))
         return sequence
 
     def open(self, user: str | None, node: int) -> None:
@@ -199,6 +199,10 @@ ACTION = st.one_of(
     st.tuples(st.just("crowd"), CLIENT),
     st.tuples(st.just("cut")),
     st.tuples(st.just("heal")),
+    st.tuples(st.just("doubt")),
+    st.tuples(st.just("reap"), NODE),
+    st.tuples(st.just("join itself"), CLIENT, GROUP, st.booleans()),
+    st.tuples(st.just("carry"), CLIENT),
     # What only hurts close together, so that it is tried often.
     st.tuples(st.just("trip"), CLIENT, NODE, GROUP),
     st.tuples(st.just("everybody moves"), NODE),
@@ -222,6 +226,11 @@ def act(world: World, action: tuple[object, ...]) -> None:
             world.log.disconnect()
         case ("heal",):
             world.log.reconnect()
+        case ("doubt",):
+            world.log.change_leader(0)
+        case ("reap", node):
+            if world.nodes[int(node)].live:  # type: ignore[call-overload]
+                world.nodes[int(node)].interest.reap(time.monotonic() + 1_000)  # type: ignore[call-overload]
         case ("everybody moves", node) if world.log.connected:
             for client in world.clients:
                 world.leave_connection(client, said=False)
@@ -233,6 +242,13 @@ def act(world: World, action: tuple[object, ...]) -> None:
             match what, rest:
                 case "join", [group]:
                     world.store(client, session.Join((str(group),)))
+                case "join itself", [group, here]:
+                    # On the connection that it has, which hears the group beforehand, or on one that it had before.
+                    if here and client.receiver is not None and world.log.connected:
+                        client.receiver.expect_group(str(group))
+                    world.store(client, session.Join((str(group),)), f"session:{client.id}")
+                case "carry", []:
+                    world.store(client, session.Carry())
                 case "leave", [group]:
                     world.store(client, session.Leave((str(group),)))
                 case "client", []:
