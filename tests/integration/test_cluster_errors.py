@@ -28,12 +28,16 @@ import nats
 import pytest
 import pytest_asyncio
 
+from events import codec
 from events.envelope import NewEvent
-from events.errors import Conflict, HublogError, Internal, LogFull
+from events.errors import Conflict, HublogError, Internal, LogFull, OutcomeUnknown
+from events.ids import SessionId
 from lab.nats_cluster import NatsCluster, nats_cluster
 from service.log.jetstream import JetStreamLog, jetstream_log
 from service.log.jetstream import append as append_module
 from service.log.port import Stored
+from service.sessions.manager import session_manager
+from service.sessions.registry import NewSession
 from tests.servers.cluster import ON_ONE_LOOP, REPLICAS, migrate_cluster
 from tests.servers.event_logs import event, until
 from tests.servers.nats import delete_all_streams
@@ -310,3 +314,26 @@ async def test_no_answer_is_resolved_by_asking_again_or_by_reading_back(
     await until(lambda: len(outcomes) == 1, FAILOVER_S)
     assert isinstance(outcomes[0], Stored)
     assert sorted(await field.stored()) == [b"call", b"joined", b"opened"]
+
+
+async def test_an_open_that_is_agreed_to_after_it_was_given_up_is_ended_all_the_same(
+    field: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader has proposed it, and says that there is no such session until the others agree."""
+    monkeypatch.setattr(append_module, "CONDITIONAL_WAIT_S", 0.3)
+    monkeypatch.setattr(append_module, "CONDITIONAL_DEADLINE_S", 0.5)
+    here = await field.process(field.leader)
+    manager = session_manager("h", here.log)
+    field.hold_back_votes()
+    with pytest.raises(OutcomeUnknown):
+        await manager.sessions.register(NewSession(SessionId("one"), "c1"))
+    ending = asyncio.create_task(
+        manager.sessions.unregister(SessionId("one"), "transport_error", connection="c1", insist=True)
+    )
+    asked = len(here.answers)
+    await until(lambda: ending.done() or len(here.answers) > asked)
+    assert not ending.done(), "it is believed that there is no such session"
+    field.cluster.heal()
+    assert await asyncio.wait_for(ending, FAILOVER_S)
+    last = await here.log.last(SESSION)
+    assert codec.session_state(last).status == "closed"
