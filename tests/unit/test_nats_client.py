@@ -12,7 +12,7 @@ from nats.aio import client as nats_client
 from nats.aio.client import Client
 from nats.protocol.parser import Parser
 
-from service.log.jetstream.client import Listening, SyncClient
+from service.log.jetstream.client import Listening, SyncClient, connect
 
 OVERRIDDEN = {
     "_process_msg": ["self", "sid", "subject", "reply", "data", "headers"],
@@ -212,3 +212,24 @@ async def test_what_is_written_is_in_the_buffer_in_order_and_gone_with_the_conne
     assert not client.connected
     await client._regained()
     assert seen == ["lost", "regained"]
+
+
+async def test_who_gives_up_connecting_leaves_no_socket_behind() -> None:
+    """To a server that takes the connection and says nothing."""
+    come, gone = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        come.set()
+        await reader.read()
+        gone.set()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1") as server:
+        connecting = asyncio.ensure_future(connect(f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}", name="t"))
+        await come.wait()
+        for _ in range(10):  # it waits for the first line now: wait_for() forgets a cancellation that meets its result
+            await asyncio.sleep(0)
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        await asyncio.wait_for(gone.wait(), 2)

@@ -350,5 +350,8 @@ async def connect(url: str, *, name: str, deadline_s: float = 10.0) -> SyncClien
         raise LogUnavailable(f"no connection to NATS within {deadline_s:g} s ({client.last_problem})") from exc
     except nats_errors.Error as exc:
         raise LogUnavailable(f"no connection to NATS: {exc}") from exc
+    except asyncio.CancelledError:
+        await client.close()  # who gives it up leaves no socket behind
+        raise
     await client._regained()  # noqa: SLF001
     return client
