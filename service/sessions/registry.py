@@ -20,9 +20,8 @@ from service.sessions.view import AsOf, GlobalView
 
 _metadata: msgspec.json.Decoder[dict[str, msgspec.Raw] | None] = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
 
-DOUBTS_MAX = (
-    30_000  # connections whose first write may still arrive; beyond, the oldest is taken to have come to nothing
-)
+# Connections whose first write may still arrive; beyond, the oldest is taken to have come to nothing.
+DOUBTS_MAX = 30_000
 
 SessionRunner = CommandRunner[session.State, session.Command]
 KnownSession = Known[session.State]
