@@ -9,6 +9,7 @@ found takes its place among what was collected (ADR 0006).
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterable
 
@@ -222,6 +223,9 @@ async def _read(dispatcher: Dispatcher, chains: list[Chain], high: int) -> list[
 async def _check_tail(dispatcher: Dispatcher) -> None:
     """A lost last message has no successor to reveal it: look whether the log has more than was heard."""
     checked = 0
+    with contextlib.suppress(HublogError):  # then the first look tells
+        # What was stored before anybody was here concerns nobody here, and the log may have forgotten it.
+        dispatcher.sure = await dispatcher.log.last_sequence(dispatcher.partition)
     while True:
         await asyncio.sleep(TAIL_EVERY_S / 2)
         if not dispatcher.live or not dispatcher.feed.connected:

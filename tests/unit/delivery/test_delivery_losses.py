@@ -472,3 +472,19 @@ async def test_what_the_log_forgets_of_others_while_nothing_is_said_here_is_no_h
         await settled(world)
         assert not world.peers[0].hole
         assert world.peers[0].transport.frames == [0, 4]
+
+
+async def test_what_the_log_forgot_before_a_node_began_is_no_hole_for_who_comes_to_it() -> None:
+    log = MemoryEventLog()
+    before = World(log)
+    for _ in range(5):
+        before.call(selector.All(), None)
+    log.forget(0, 4)
+    async with running(log=log) as world:
+        await turns(5)
+        world.log.disconnect()
+        world.open(None)
+        await settled(world)
+        assert not world.peers[0].hole
+        world.call(selector.All(), None)
+        await given(world, 0, [0, 1])
