@@ -20,6 +20,7 @@ from service.delivery.interest import Receiver
 from service.delivery.outbox import Outbox
 from service.log.author import Author
 from service.log.jetstream import JetStreamLog, feed, jetstream_log
+from service.log.jetstream.streams import LEASES
 from service.nodes.lease import SUSPENDED_AFTER_S, Lease
 from service.sessions.manager import session_manager
 from service.sessions.registry import NewSession
@@ -71,8 +72,10 @@ async def node(clean_cluster: NatsCluster, unique_hub: str, monkeypatch: pytest.
     monkeypatch.setattr(repair, "TAIL_EVERY_S", 7200.0)
     servers = clean_cluster
     await migrate_cluster(servers)
-    leader = await servers.leader_of("EV_0")
-    urls = [servers.url_of(index) for index in range(REPLICAS) if index != leader]
+    leader, of_leases = await servers.leader_of("EV_0"), await servers.leader_of(LEASES)
+    # Of the two that do not lead the log, the node is on one that need not be replaced as leader of anything.
+    followers = sorted(set(range(REPLICAS)) - {leader}, key=lambda index: index == of_leases)
+    urls = [servers.url_of(index) for index in followers]
     here = await jetstream_log(urls[0], name="here", replicas=REPLICAS)
     elsewhere = await jetstream_log(urls[1], name="elsewhere", replicas=REPLICAS)
     made = Node(servers, unique_hub, here, elsewhere)
