@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import msgspec
 import pytest
@@ -67,6 +68,15 @@ async def test_who_pings_and_is_gone_before_the_pong_is_no_failure_of_ours(node:
     assert node.context.counters.errors == {}
 
 
+async def _waits(node: Node) -> tuple[dict[str, Any], str]:
+    """A session that waits to be resumed: what its client was told, and its subject."""
+    async with node.client("?resumable=1") as client:
+        first = (await client.call("hub.session", b"[]"))["result"]
+    subject = SUBJECTS.session(SessionId(first["sessionId"]))
+    await until(lambda: node.log.sessions()[subject].status == "detached", "the detach")
+    return first, subject
+
+
 async def _vanishes(node: Node, client: RawClient) -> None:
     (connection,) = node.context.coordinator
     client.writer.transport.abort()
@@ -74,10 +84,7 @@ async def _vanishes(node: Node, client: RawClient) -> None:
 
 
 async def test_who_is_gone_takes_no_session_from_where_it_is_now(node: Node):
-    async with node.client("?resumable=1") as client:
-        first = (await client.call("hub.session", b"[]"))["result"]
-    subject = SUBJECTS.session(SessionId(first["sessionId"]))
-    await until(lambda: node.log.sessions()[subject].status == "detached", "the detach")
+    first, subject = await _waits(node)
     node.log.may_read.clear()
     query = f"?resumable=1&resume={first['resumeToken']}&cursor={first['cursor']}"
     async with node.client(query, handshake=None) as client:
@@ -95,10 +102,7 @@ async def test_who_is_gone_takes_no_session_from_where_it_is_now(node: Node):
 
 async def test_who_loses_a_session_while_taking_it_over_leaves_none_behind(node: Node):
     """Neither that one, which goes on elsewhere, nor its own, which nobody else would ever end."""
-    async with node.client("?resumable=1") as client:
-        first = (await client.call("hub.session", b"[]"))["result"]
-    subject = SUBJECTS.session(SessionId(first["sessionId"]))
-    await until(lambda: node.log.sessions()[subject].status == "detached", "the detach")
+    first, subject = await _waits(node)
     async with node.client("?resumable=1") as client:
         own = SUBJECTS.session(SessionId((await client.call("hub.session", b"[]"))["result"]["sessionId"]))
         node.log.may_answer.clear()
@@ -118,10 +122,7 @@ async def test_who_loses_a_session_while_taking_it_over_leaves_none_behind(node:
 
 @pytest.mark.parametrize("missed_by", ["the one taken over", "its own"])
 async def test_a_hole_while_a_session_is_taken_over_concerns_one_of_the_two(node: Node, missed_by: str):
-    async with node.client("?resumable=1") as client:
-        first = (await client.call("hub.session", b"[]"))["result"]
-    subject = SUBJECTS.session(SessionId(first["sessionId"]))
-    await until(lambda: node.log.sessions()[subject].status == "detached", "the detach")
+    first, subject = await _waits(node)
     async with node.client("?resumable=1") as client:
         mine = (await client.call("hub.session", b"[]"))["result"]["sessionId"]
         own = SUBJECTS.session(SessionId(mine))
@@ -150,10 +151,7 @@ async def test_a_hole_while_a_session_is_taken_over_concerns_one_of_the_two(node
 
 async def test_who_is_gone_does_not_insist(node: Node):
     """It would do so for ever in a node that was called lost meanwhile, with its turn and its session's lock."""
-    async with node.client("?resumable=1") as client:
-        first = (await client.call("hub.session", b"[]"))["result"]
-    subject = SUBJECTS.session(SessionId(first["sessionId"]))
-    await until(lambda: node.log.sessions()[subject].status == "detached", "the detach")
+    first, _ = await _waits(node)
     query = f"?resumable=1&resume={first['resumeToken']}&cursor={first['cursor']}"
     life = "i"
     node.log.fail_append = LogUnavailable("no answer")
@@ -190,10 +188,7 @@ async def test_an_open_that_arrives_after_it_was_given_up_leaves_no_session_behi
 
 
 async def test_an_attach_that_arrives_after_it_was_given_up_takes_no_session_for_nobody(node: Node):
-    async with node.client("?resumable=1") as client:
-        first = (await client.call("hub.session", b"[]"))["result"]
-    subject = SUBJECTS.session(SessionId(first["sessionId"]))
-    await until(lambda: node.log.sessions()[subject].status == "detached", "the detach")
+    first, subject = await _waits(node)
     node.log.under_way = []
     query = f"?resumable=1&resume={first['resumeToken']}&cursor={first['cursor']}"
     async with node.client(query, handshake=None) as client:
@@ -213,10 +208,7 @@ async def test_an_attach_that_arrives_after_it_was_given_up_takes_no_session_for
 
 
 async def test_what_happens_to_a_session_while_it_is_taken_over_is_known_where_it_comes_to(node: Node):
-    async with node.client("?resumable=1") as client:
-        first = (await client.call("hub.session", b"[]"))["result"]
-    subject = SUBJECTS.session(SessionId(first["sessionId"]))
-    await until(lambda: node.log.sessions()[subject].status == "detached", "the detach")
+    first, subject = await _waits(node)
     node.log.may_answer.clear()
     query = f"?resumable=1&resume={first['resumeToken']}&cursor={first['cursor']}"
     async with node.client(query, handshake=None) as client:
@@ -233,10 +225,7 @@ async def test_what_happens_to_a_session_while_it_is_taken_over_is_known_where_i
 
 
 async def test_a_session_that_was_here_for_a_moment_and_is_then_refused_is_not_known_here(node: Node):
-    async with node.client("?resumable=1") as client:
-        first = (await client.call("hub.session", b"[]"))["result"]
-    subject = SUBJECTS.session(SessionId(first["sessionId"]))
-    await until(lambda: node.log.sessions()[subject].status == "detached", "the detach")
+    first, subject = await _waits(node)
     node.log.under_way = []
     query = f"?resumable=1&resume={first['resumeToken']}&cursor={first['cursor']}"
     async with node.client(query, handshake=None) as client:
