@@ -133,9 +133,7 @@ class CommandRunner(Generic[State, Command]):
                         raise
                     stopped, may = exc, False
                     unknown = exc if isinstance(exc, OutcomeUnknown) else unknown
-                if not wanted():
-                    raise unknown or stopped
-                while not may:
+                while wanted() and not may:
                     await asyncio.sleep(random.uniform(*INSIST_BACKOFF_S))  # noqa: S311
                     may = self._may_repeat()
                 if not wanted():

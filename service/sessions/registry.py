@@ -288,17 +288,17 @@ class LogSessionRegistry:
         """
         try:
             executed = await end()
-            if executed.events or connection not in self._doubts:
-                return executed
         except SessionNotFound:
-            if connection not in self._doubts:
+            doubt = self._doubts.pop(connection, None)  # only now: it may have been under way until then
+            if doubt is None:
                 raise
-        finally:
+        else:
             doubt = self._doubts.pop(connection, None)
-        if doubt is not None:
-            with suppress(SessionExists):
-                subject = self._subjects.session(session_id)
-                await self._runner.execute(subject, doubt, actor="system:gateway", insist=True)
+            if executed.events or doubt is None:
+                return executed
+        with suppress(SessionExists):
+            subject = self._subjects.session(session_id)
+            await self._runner.execute(subject, doubt, actor="system:gateway", insist=True)
         return await end()
 
 

@@ -108,9 +108,9 @@ def _read(raw: bytes) -> _Arguments:
         said = str(exc)
         if "`$[0]" in said:
             raise InvalidSelector(f"the selector cannot be read: {said}") from exc
-        if "`$[3]" in said and not _spread(raw):
-            raise InvalidOption(f"the options cannot be read: {said}") from exc
         if "`$[3]" in said:
+            if not _spread(raw):
+                raise InvalidOption(f"the options cannot be read: {said}") from exc
             said = "the third is no array; what the clients are called with stands in one"
         raise InvalidArguments(f"hub.invoke takes (selector, target, arguments, options?): {said}") from exc
 
